@@ -1,0 +1,74 @@
+# make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
+# make test   everything that needs neither GPU nor root     make lint   ruff and pyright
+# make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
+#
+# PYTHON=python3.12      which Python makes .venv (default: the first one found that pyproject.toml allows)
+# PIP_ARGS=...           added to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
+# PYTEST_ARGS=...        added to pytest, e.g. "-k dpo -x"; PYTEST_WORKERS=0 runs in one process
+# VERBOSE=1              shows what pip does
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lab bench lint seed clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+BASE := $(VENV)/.installed-base
+DEV := $(VENV)/.installed-dev
+
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for name in python3.12 python3.11 python3.13 python3; do \
+	$$name -c '$(SUPPORTED)' 2>/dev/null && { echo $$name; break; }; done)
+PIP_INSTALL = $(PY) -m pip install $(if $(VERBOSE),,-qq) --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+
+NO_PYTHON = error: Python 3.11, 3.12 or 3.13 is needed, found '$(PYTHON)'. Name one: make demo PYTHON=/path/to/python3.12
+PIP_FAILED = error: pip failed, its message is above. If it could not build pycosat, install a C compiler and Python's \
+	headers (apt-get install gcc python3-dev) and try again.
+
+# $(call stage,what happens,command): says what starts, and how long it took.
+define stage
+@started=$$SECONDS; echo '==> $(1)'; $(2) && echo "    done in $$((SECONDS - started)) s"
+endef
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+$(PY):
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { echo "$(NO_PYTHON)" >&2; exit 1; }
+	$(call stage,making $(VENV) with $(PYTHON),$(PYTHON) -m venv $(VENV))
+
+$(BASE): pyproject.toml constraints.txt | $(PY)
+	$(call stage,installing the kit and what it needs (one to several minutes the first time),$(PIP_INSTALL) -e . || { echo "$(PIP_FAILED)" >&2; exit 1; })
+	@touch $@
+
+$(DEV): $(BASE)
+	$(call stage,installing the development tools,$(PIP_INSTALL) -e '.[dev]')
+	@touch $@
+
+demo: $(BASE)
+	$(call stage,executing notebooks/00_tour.ipynb,$(PY) -m kit.cli demo)
+
+test: $(DEV)
+	$(call stage,running the tests,$(PY) -m pytest -m 'not gpu' -n $(PYTEST_WORKERS) $(PYTEST_ARGS))
+
+lint: $(DEV)
+	$(call stage,ruff check,$(PY) -m ruff check .)
+	$(call stage,ruff format,$(PY) -m ruff format --check .)
+	$(call stage,pyright,$(PY) -m pyright)
+
+lab: $(BASE)
+	$(PY) -m jupyter lab --notebook-dir=notebooks
+
+bench: $(DEV)
+	$(call stage,benchmarks,$(PY) tests/bench/run.py)
+
+seed: $(BASE)
+	$(call stage,training the seed model from nothing (about ten minutes on two CPU cores),$(PY) -m kit.models.seed)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info papermill_runs/tour
+	find kit tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

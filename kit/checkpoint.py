@@ -1,0 +1,112 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder `step_NNNNNN` of safetensors files and a `state.json` with their checksums. It is written under
+another name and renamed when complete, so a killed run leaves either a whole checkpoint or none. Randomness needs no state:
+every draw derives from (seed, step).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands between two steps."""
+
+    step: int  # updates applied
+    sampler_version: int  # updates in the sampler's weights
+    ref_version: int  # updates in the reference's weights
+
+
+def save_checkpoint(folder: Path, position: Position, parts: Mapping[str, Tensors], *, keep: int = 2) -> Path:
+    """Write `parts` (name -> tensors) and keep the newest `keep` checkpoints of the folder.
+
+    Raises:
+        ValueError: if keep is below 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
+    path = folder / f"step_{position.step:06d}"
+    partial = folder / f"partial_{position.step:06d}"
+    for leftover in (partial, path):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    checksums = {}
+    for name, tensors in parts.items():
+        file = partial / f"{name}.safetensors"
+        save_file({key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}, file)
+        checksums[name] = _checksum(file)
+    (partial / "state.json").write_text(json.dumps({"position": asdict(position), "sha256": checksums}, indent=2))
+    _sync_to_disk(partial)
+    os.replace(partial, path)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(folder.glob("step_*"))
+
+
+def load_checkpoint(path: Path) -> tuple[Position, dict[str, dict[str, torch.Tensor]]]:
+    """Read a checkpoint back, checking every file against its checksum.
+
+    Raises:
+        CheckpointError: naming the file, what was expected, what came, and what to do.
+    """
+    remedy = f"Delete the folder {path} to go on from the checkpoint before it, or from the start if there is none."
+    try:
+        state = json.loads((path / "state.json").read_text())
+        position, checksums = Position(**state["position"]), state["sha256"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path.name} has no readable state.json ({error!r}). {remedy}") from error
+    parts = {}
+    for name, expected in checksums.items():
+        file = path / f"{name}.safetensors"
+        came = _checksum(file) if file.exists() else "no file"
+        if came != expected:
+            raise CheckpointError(f"{file} is corrupt: expected SHA-256 {expected}, found {came}. {remedy}")
+        parts[name] = load_file(file)
+    return position, parts
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's state as flat named tensors `{parameter index}/{name}`: no pickle."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """The inverse of `optimizer_tensors`; learning rates and other settings stay the optimizer's own."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_to_disk(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())

@@ -1,0 +1,67 @@
+"""The configuration of a run: plain numbers and names, nothing that belongs to one algorithm only.
+
+Constants of an algorithm travel with its objective (`kit.objectives`), those of a schedule with the schedule (`kit.sync`).
+Names are TRL's or transformers' where those have the same quantity.
+"""
+
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Top-k is off, always: there is no knob for it."""
+
+    max_completion_length: int = 48  # tokens, end marker included
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # below 1 the log-probs are those of the truncated distribution
+
+    def __post_init__(self) -> None:
+        _require(self.max_completion_length >= 1, self, "max_completion_length", "at least 1 token")
+        _require(self.temperature >= 0, self, "temperature", "0 (greedy) or more")
+        _require(0 < self.top_p <= 1, self, "top_p", "in (0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, less its task, objective and schedules, which are values of their own."""
+
+    model_name_or_path: str = "data/seed"  # folder of a Hugging Face causal language model
+    prompts_per_step: int = 32  # distinct prompts an optimizer step
+    group_size: int = 8  # completions a prompt
+    max_steps: int = 200  # optimizer steps
+    learning_rate: float = 5e-5  # AdamW, constant after the warm-up
+    warmup_steps: int = 0  # optimizer steps
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # gradients are scaled down to this 2-norm
+    seed: int = 0  # of prompts, completions, pairs
+    eval_steps: int = 20  # optimizer steps between evaluations; one more at the end
+    eval_prompts: int = 256  # held-out problems an evaluation
+    eval_samples: int = 4  # completions a problem
+    save_steps: int = 50  # optimizer steps between checkpoints; one more at the end
+    micro_batch_size: int = 256  # rollouts in one backward pass; the gradient does not depend on it
+    num_threads: int = 2  # of torch on a CPU; part of what makes a run reproducible to the bit
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_step", "group_size", "max_steps", "eval_steps", "eval_prompts", "eval_samples",
+                     "save_steps", "micro_batch_size", "num_threads"):  # fmt: skip
+            _require(getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+            _require(getattr(self, name) > 0, self, name, "above 0")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+
+
+def _require(holds: bool, config: object, name: str, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {getattr(config, name)!r}")
+
+
+def field_names(config_type: type) -> tuple[str, ...]:
+    """The names of a configuration's fields, in order."""
+    return tuple(f.name for f in fields(config_type))

@@ -1,0 +1,119 @@
+"""The policy: load it, copy it, and score rollouts under it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from kit.logprobs import token_logprobs
+from kit.masking import right_pad
+from kit.types import Rollout, TokenScores
+
+
+def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode (so without dropout) and its tokenizer, from a local folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or it holds no model.
+    """
+    folder = Path(model_name_or_path)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model_name_or_path must be a folder with a config.json and safetensors weights, got {model_name_or_path!r}"
+            f" (looked in {folder.resolve()}). The embedded model is data/seed; `make seed` rebuilds it."
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token, so no completion could ever end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is always masked, so any token will do
+    return model.eval(), tokenizer
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model with the same weights that no gradient reaches: a sampler or a reference."""
+    with torch.device(model.device):
+        copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.generation_config = model.generation_config
+    return copy.to(model.dtype).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> tuple[int, float]:
+    """Copy every parameter and buffer by name; returns (how many tensors, 2-norm of the change).
+
+    Raises:
+        ValueError: if the names or shapes of the two models differ.
+    """
+    new, old = source.state_dict(), target.state_dict()
+    if {k: v.shape for k, v in new.items()} != {k: v.shape for k, v in old.items()}:
+        odd = sorted(set(new) ^ set(old)) or sorted(k for k in new if new[k].shape != old[k].shape)
+        raise ValueError(f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}")
+    squared = sum((old[name].double() - tensor.double()).square().sum().item() for name, tensor in new.items())
+    for name, tensor in new.items():
+        old[name].copy_(tensor)
+    return len(new), squared**0.5
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of a model's tensors, the first 16 hex digits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> TokenScores:
+    """Log-probs and entropies of the completions' tokens under `model`; gradients flow unless switched off.
+
+    A prompt that several rollouts share is read once: its keys and values serve all of them, with gradients.
+
+    Args:
+        rollouts: at least one; a completion has at least one token.
+        temperature: the sampling temperature, > 0, so that policy and sampler speak of the same distribution.
+    """
+    if not rollouts:
+        raise ValueError("there is nothing to score: rollouts is empty")
+    prompts = list(dict.fromkeys(rollout.prompt_ids for rollout in rollouts))
+    rows = [prompts.index(rollout.prompt_ids) for rollout in rollouts]
+    # Position p predicts token p + 1: the last prompt token goes with the completion, whose last token predicts nothing.
+    cache, context = _read_prompts(model, [prompt[:-1] for prompt in prompts], torch.tensor(rows, device=model.device))
+    inputs, mask = right_pad([r.prompt_ids[-1:] + r.completion_ids[:-1] for r in rollouts], 0)
+    labels, _ = right_pad([r.completion_ids for r in rollouts], 0)
+    inputs, mask, labels = (tensor.to(model.device) for tensor in (inputs, mask, labels))
+    start = context.sum(1, keepdim=True)
+    positions = start + torch.arange(inputs.shape[1], device=model.device)
+    hidden = model.get_decoder()(
+        input_ids=inputs, attention_mask=torch.cat([context, mask], dim=1), position_ids=positions, past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state  # fmt: skip
+    head = model.get_output_embeddings()
+    logprobs, entropy = token_logprobs(hidden[mask], labels[mask], weight=head.weight, temperature=temperature)
+    return TokenScores(_unflatten(logprobs, mask), _unflatten(entropy, mask), mask)
+
+
+def _read_prompts(
+    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], rows: torch.Tensor
+) -> tuple[DynamicCache | None, torch.Tensor]:
+    """Keys and values of left-padded prompts, one row per entry of `rows`, and which columns count; none if all empty."""
+    flipped, mask = right_pad([prompt[::-1] for prompt in prompts], 0)
+    tokens, mask = flipped.flip(1).to(model.device), mask.flip(1).to(model.device)
+    if not tokens.shape[1]:
+        return None, mask[rows]
+    cache = DynamicCache(config=model.config)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    model.get_decoder()(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    cache.batch_select_indices(rows)
+    return cache, mask[rows]
+
+
+def _unflatten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

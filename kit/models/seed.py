@@ -1,0 +1,117 @@
+"""The embedded seed model's recipe: a small Llama, trained from scratch on demonstrations of uneven quality.
+
+`python -m kit.models.seed --out data/seed` rebuilds what `data/seed` holds, to the bit on the same machine.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kit.masking import right_pad
+from kit.models.tokenizer import build_tokenizer
+from kit.tasks.arithmetic import Arithmetic, split_of
+from kit.tasks.demonstrations import Demonstrator
+
+WORDS = (r"\boxed{",)
+IGNORED = -100  # cross-entropy's own mark for a position without a target
+
+
+@dataclass(frozen=True)
+class SeedRecipe:
+    """Every number of the recipe. Same recipe, same machine, same number of threads: same weights."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    max_position_embeddings: int = 512  # tokens; the context that prompts are checked against
+    steps: int = 900
+    batch_size: int = 256  # demonstrations a step
+    learning_rate: float = 3e-3  # peak, after a linear warm-up, then a cosine to zero
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    num_threads: int = 2  # part of the recipe: another number sums in another order
+    demonstrator: Demonstrator = field(default_factory=Demonstrator)
+
+
+def build_model(recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained model of the recipe's shape; its vocabulary is exactly the tokenizer's."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_hidden_layers, num_attention_heads=recipe.num_attention_heads,
+        num_key_value_heads=recipe.num_attention_heads, max_position_embeddings=recipe.max_position_embeddings,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, dtype=torch.float32,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def demonstration_batches(
+    recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(input ids, targets) a step; the loss counts the completion only, the end marker included."""
+    rng = random.Random(recipe.seed)
+    problems = Arithmetic(seed=10_000_000 + recipe.seed).problems(2 * recipe.steps * recipe.batch_size)
+    training = (expression for expression, _ in problems if split_of(expression) == "train")
+    for _ in range(recipe.steps):
+        rows = []
+        for expression, _ in zip(training, range(recipe.batch_size), strict=False):
+            messages = [{"role": "user", "content": f"{expression}="}]
+            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            rows.append((str(prompt), recipe.demonstrator(expression, rng) + tokenizer.eos_token))
+        prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
+        completions = tokenizer([completion for _, completion in rows])["input_ids"]
+        tokens, _ = right_pad([p + c for p, c in zip(prompts, completions, strict=True)], tokenizer.pad_token_id)
+        targets = [[IGNORED] * len(p) + c for p, c in zip(prompts, completions, strict=True)]
+        yield tokens[:, :-1], right_pad(targets, IGNORED)[0][:, 1:]
+
+
+def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Run the recipe from nothing; prints the loss every 50 steps."""
+    torch.set_num_threads(recipe.num_threads)
+    tokenizer = build_tokenizer(WORDS)
+    model = build_model(recipe, tokenizer).train()
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, recipe.warmup_steps)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
+    started = time.perf_counter()
+    for step, (tokens, targets) in enumerate(demonstration_batches(recipe, tokenizer), start=1):
+        hidden = model.model(input_ids=tokens).last_hidden_state
+        counted = targets != IGNORED
+        loss = F.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == recipe.steps:
+            print(f"step {step:4d}  loss {loss.item():.4f} nats/token  {time.perf_counter() - started:.0f} s", flush=True)
+    return model.eval(), tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/seed"), help="folder to write the model to")
+    parser.add_argument("--steps", type=int, default=SeedRecipe.steps, help="training steps")
+    arguments = parser.parse_args()
+    model, tokenizer = train(SeedRecipe(steps=arguments.steps))
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What is measured and kept of a step's rollouts."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from kit.rewards.combine import RewardFunction
+from kit.types import Example, Group, Totals
+
+
+def totals_of(groups: Sequence[Group], examples: Sequence[Example]) -> Totals:
+    """The sizes that a step's losses are divided by."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return Totals(len(groups), len(rollouts), sum(len(r.completion_ids) for r in rollouts), len(examples))
+
+
+def group_metrics(
+    groups: Sequence[Group], selected: Sequence[Sequence[Example]], functions: Sequence[RewardFunction]
+) -> dict[str, float]:
+    """Metrics of the generated groups; see `kit.runlog.METRICS` for each."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [reward for group in groups for reward in group.rewards]
+    judged = [reward for reward in rewards if reward is not None]
+    found: dict[str, float] = {"rewards/unjudged": len(rewards) - len(judged)}
+    if judged:
+        found["reward"] = statistics.fmean(judged)
+    for name in groups[0].rewards_by_function:
+        values = [v for group in groups for v in group.rewards_by_function[name] if v is not None]
+        if values:
+            found[f"rewards/{name}/mean"] = statistics.fmean(values)
+    lengths = [len(rollout.completion_ids) for rollout in rollouts]
+    return found | {
+        "frac_reward_zero_std": statistics.fmean(len(set(group.rewards)) == 1 for group in groups),
+        "groups/used": sum(bool(examples) for examples in selected),
+        "examples": sum(len(examples) for examples in selected),
+        "completions/mean_length": statistics.fmean(lengths),
+        "completions/clipped_ratio": statistics.fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        "num_tokens": sum(lengths),
+        "sampler/entropy": statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
+    }
+
+
+def rollout_columns(groups: Sequence[Group], selected: Sequence[Sequence[Example]]) -> dict[str, list[Any]]:
+    """One row a rollout, for the parquet file of a step."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("prompt_id", "completion", "reward", "version", "finish_reason", "old_logprob", "tokens", "role")
+    }
+    for group, examples in zip(groups, selected, strict=True):
+        roles = roles_of(examples)
+        for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
+            row = (group.prompt.id, rollout.text, reward, rollout.version, rollout.finish_reason, sum(rollout.old_logprobs),
+                   len(rollout.completion_ids), roles.get(id(rollout), "unused"))  # fmt: skip
+            for values, value in zip(columns.values(), row, strict=True):
+                values.append(value)
+    return columns
+
+
+def roles_of(examples: Sequence[Example]) -> dict[int, str]:
+    """What each rollout (by identity) trains as: chosen, rejected, or advantage=..."""
+    roles: dict[int, str] = {}
+    for example in examples:
+        names = ("chosen", "rejected") if not example.advantages else [f"advantage={a:.3f}" for a in example.advantages]
+        roles |= {id(rollout): name for rollout, name in zip(example.rollouts, names, strict=True)}
+    return roles

@@ -1,0 +1,168 @@
+"""The run loop, once: sync, generate, score, select, learn, log."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kit.checkpoint import (
+    Position,
+    list_checkpoints,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from kit.config import RunConfig
+from kit.evaluate import evaluate, score_groups
+from kit.interrupt import deferred_interrupt
+from kit.learner import Learner
+from kit.models.policy import digest, load_policy
+from kit.objectives import Objective
+from kit.reference import Reference
+from kit.rollouts import group_metrics, rollout_columns, totals_of
+from kit.runlog import Clock, RunLog, describe
+from kit.samplers import TransformersSampler
+from kit.sync import Never, Schedule, SyncState
+from kit.tasks.task import Task, prompts_at
+
+Record = dict[str, Any]
+EVALUATION = 1  # sets the randomness of evaluations apart from that of training, under one run seed
+
+
+class Run:
+    """One training run of one policy, resumable at any instant.
+
+    Args:
+        config: sizes, optimizer, seed.
+        task: prompts and reward functions.
+        objective: `kit.objectives.DPO(...)`, `GRPO(...)`, or another.
+        sync: when the policy's weights are copied into the sampler: `Never()` is offline, `Every(1)` online.
+        ref_sync: the same for the reference, independent of `sync`; default never.
+        out_dir: the run directory. If it holds this very run, unfinished, the run goes on from its last checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError, RunDirectoryError, CheckpointError: before any work, if the run cannot start.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, task: Task, objective: Objective, sync: Schedule, ref_sync: Schedule | None = None,
+        out_dir: str | Path,
+    ) -> None:  # fmt: skip
+        objective.check(config.group_size)
+        torch.set_num_threads(config.num_threads)
+        ref_sync = Never() if ref_sync is None else ref_sync
+        self.config, self.objective, self.sync = config, objective, sync
+        self.policy, tokenizer = load_policy(config.model_name_or_path)
+        self.sampler = TransformersSampler(self.policy, tokenizer)
+        self.fresh_sampler = TransformersSampler(self.policy, tokenizer, share=True)
+        self.prompts, self.held_out = task.split("train"), task.split("validation")[: config.eval_prompts]
+        self.sampler.check_lengths([*self.prompts, *self.held_out], config.sampling)
+        prompts_at(self.prompts, 0, config.prompts_per_step, seed=config.seed)  # refuses a step larger than the split
+        self.functions, self.weights = task.rewards()
+        self.reference = Reference(self.policy, ref_sync) if objective.needs_reference else None
+        self.learner = Learner(self.policy, objective, self.reference, config)
+        asked = {"task": describe(task), "objective": describe(objective), "sync": describe(sync)}
+        asked |= {"ref_sync": describe(ref_sync), "model_digest": digest(self.policy)}
+        self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
+        self.step = 0  # updates applied
+        self._resume()
+
+    def steps(self, count: int) -> Iterator[Record]:
+        """Train up to `count` steps, yielding each step's record; leaving the loop pauses the run.
+
+        Ctrl-C ends at the next step boundary, with a checkpoint, as KeyboardInterrupt.
+        """
+        last = min(self.step + count, self.config.max_steps)
+        while self.step < last:
+            with deferred_interrupt() as interrupted:
+                record = self._step()
+                if interrupted() or self.step % self.config.save_steps == 0 or self.step == self.config.max_steps:
+                    self._save()
+            if interrupted():
+                self.log.event("interrupt", step=self.step)
+                self.log.status("interrupted", self.step)
+                raise KeyboardInterrupt
+            yield record
+
+    def finish(self) -> Record:
+        """Run to the end; returns the last record: the evaluation of the policy after all its updates."""
+        for _ in self.steps(self.config.max_steps):
+            pass
+        return self.log.metrics()[-1]
+
+    def _step(self) -> Record:
+        """One optimizer step: the algorithm of the paper, in its order."""
+        config, step, clock = self.config, self.step, Clock()
+        record: Record = {"step": step}
+        if step % config.eval_steps == 0:
+            record |= self._evaluate()
+            clock.lap("eval")
+        self._sync()
+        clock.lap("sync")
+        prompts = prompts_at(self.prompts, step, config.prompts_per_step, seed=config.seed)
+        groups = self.sampler.generate(prompts, config.group_size, seed=(config.seed, step), sampling=config.sampling)
+        clock.lap("generate")
+        groups = score_groups(groups, self.functions, self.weights)
+        clock.lap("reward")
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        selected = [self.objective.select(group, generator) for group in groups]
+        examples = [example for group_examples in selected for example in group_examples]
+        record |= group_metrics(groups, selected, self.functions)
+        record |= {"sync/version": self.sampler.version, "sync/staleness": step - self.sampler.version}
+        record |= {"sync/ref_version": self.reference.version} if self.reference else {}
+        record |= self.learner.update(examples, totals_of(groups, examples), step)
+        clock.lap("train")
+        self.log.rollouts(step, rollout_columns(groups, selected))
+        clock.lap("log")
+        record |= clock.laps
+        self.step += 1
+        self.log.log(record)
+        if self.step == config.max_steps:
+            self.log.log({"step": self.step} | self._evaluate() | clock.lap("eval"))
+        self.log.status("finished" if self.step == config.max_steps else "running", self.step)
+        return record
+
+    def _sync(self) -> None:
+        if self.sync.due(SyncState(self.step, self.sampler.version)):
+            receipt = self.sampler.sync(self.policy, self.step, step=self.step)
+            self.log.receipt(dataclasses.asdict(receipt))
+        if self.reference:
+            self.reference.maybe_sync(self.policy, self.step)
+
+    def _evaluate(self) -> Record:
+        found = evaluate(
+            self.fresh_sampler, self.held_out, self.functions, self.weights, samples=self.config.eval_samples,
+            seed=(self.config.seed, self.step, EVALUATION), sampling=self.config.sampling,
+        )  # fmt: skip
+        return found.metrics()
+
+    def _save(self) -> None:
+        ref_version = self.reference.version if self.reference else 0
+        parts = {
+            "policy": self.policy.state_dict(),
+            "sampler": self.sampler.model.state_dict(),
+            "optimizer": optimizer_tensors(self.learner.optimizer),
+        }
+        if self.reference:
+            parts["reference"] = self.reference.model.state_dict()
+        save_checkpoint(self.log.path / "checkpoints", Position(self.step, self.sampler.version, ref_version), parts)
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, or from the start if a run was killed before its first one."""
+        checkpoints = list_checkpoints(self.log.path / "checkpoints")
+        if checkpoints:
+            position, parts = load_checkpoint(checkpoints[-1])
+            self.policy.load_state_dict(parts["policy"])
+            self.sampler.model.load_state_dict(parts["sampler"])
+            load_optimizer_tensors(self.learner.optimizer, parts["optimizer"])
+            self.step, self.sampler.version = position.step, position.sampler_version
+            if self.reference:
+                self.reference.model.load_state_dict(parts["reference"])
+                self.reference.version = position.ref_version
+        if self.step < self.config.max_steps:  # a finished run has nothing to repeat
+            self.log.rewind(self.step)
+            self.log.status("running", self.step)
+        self.log.event("resume" if checkpoints else "start", step=self.step)

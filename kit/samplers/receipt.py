@@ -1,0 +1,53 @@
+"""The proof that a sync delivered the policy's weights to the sampler."""
+
+from dataclasses import dataclass
+
+PROBE_TOLERANCE = 1e-4  # nats per token; same engine and precision on both sides
+
+
+class SyncError(RuntimeError):
+    """The sampler does not hold the weights that it was sent."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one sync did, as it is logged in `receipts.jsonl`.
+
+    Attributes:
+        step: optimizer step before which it happened.
+        version: optimizer updates in the weights the sampler now holds.
+        tensors: how many tensors were copied.
+        delta_norm: 2-norm of the change of the sampler's weights.
+        digest: hash of the policy's weights on the trainer's side.
+        sampler_digest: the same hash, taken of what arrived.
+        probe_parity: largest difference of policy's and sampler's log-probs on a fixed probe, nats.
+        probe_moved: largest change of the sampler's log-probs on that probe through this sync, nats.
+        prefix_cache_reset: whether cached keys and values of the old weights were dropped.
+        seconds: wall-clock time.
+    """
+
+    step: int
+    version: int
+    tensors: int
+    delta_norm: float
+    digest: str
+    sampler_digest: str
+    probe_parity: float
+    probe_moved: float
+    prefix_cache_reset: bool
+    seconds: float
+
+    def check(self) -> None:
+        """Raises SyncError unless the weights arrived and the sampler computes with them."""
+        if self.digest != self.sampler_digest:
+            problem = f"the policy's weights hash to {self.digest}, the sampler's to {self.sampler_digest}"
+        elif not self.probe_parity <= PROBE_TOLERANCE:  # also true of NaN
+            problem = f"log-probs on the probe differ by {self.probe_parity:.2e} nats, allowed are {PROBE_TOLERANCE:.0e}"
+        elif self.delta_norm > 1e-3 and self.probe_moved == 0.0:
+            problem = f"the weights moved by {self.delta_norm:.2e}, yet the sampler's log-probs on the probe did not change"
+        else:
+            return
+        raise SyncError(
+            f"sync before step {self.step} (version {self.version}) did not reach the sampler: {problem}. The run stopped, "
+            f"because rollouts of the wrong policy look like staleness. Receipts so far are in receipts.jsonl."
+        )

@@ -1,0 +1,193 @@
+"""The reference sampler: any Hugging Face causal language model, on CPU or GPU.
+
+Written as a loop over the model instead of `generate`, for three things that `generate` does not do: the randomness of a
+completion depends on its prompt and seed only, not on its neighbours in the batch; a prompt is read once for its whole
+group; a finished completion leaves the batch.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kit.config import Sampling
+from kit.masking import right_pad
+from kit.models.policy import copy_weights, digest, frozen_copy, score
+from kit.samplers.kv_cache import PreallocatedCache
+from kit.samplers.receipt import Receipt
+from kit.types import Group, Prompt, Rollout
+
+SHRINK_AT = 0.85  # drop finished rows once this fraction or less is still running: copying the cache costs too
+
+
+class TransformersSampler:
+    """Generates with a model of its own, a copy of the policy that only `sync` changes.
+
+    Args:
+        policy: the model to copy. `share=True` samples from the policy itself instead: right for evaluation, where
+            the samples must be fresh, and wrong for training, where it would make every run online.
+    """
+
+    def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, share: bool = False) -> None:
+        self.model = policy if share else frozen_copy(policy)
+        self.tokenizer = tokenizer
+        self.version = 0
+        text = "0123456789 + - = The quick brown fox."  # arbitrary and fixed
+        ids = tuple(tokenizer(text)["input_ids"])
+        self._probe = Rollout(ids[:1], ids[1:], (), (), text, "stop", 0)
+
+    def sync(self, policy: PreTrainedModel, version: int, *, step: int) -> Receipt:
+        """Copy the weights, then compare hashes and the log-probs of a fixed text on both sides."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            before = score(self.model, [self._probe]).logprobs
+            tensors, delta_norm = copy_weights(policy, self.model)
+            after, expected = score(self.model, [self._probe]).logprobs, score(policy, [self._probe]).logprobs
+        self.version = version
+        receipt = Receipt(
+            step, version, tensors, delta_norm, digest(policy), digest(self.model),
+            (after - expected).abs().max().item(), (after - before).abs().max().item(),
+            prefix_cache_reset=True,  # no cache outlives a call of `generate`
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
+        receipt.check()
+        return receipt
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: chat messages through the chat template, a plain string as it is."""
+        if isinstance(prompt.content, str):
+            return list(self.tokenizer(prompt.content)["input_ids"])
+        encoded = self.tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+
+    def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Raises ValueError if a prompt and a full-length completion do not fit the model's context."""
+        context = self.model.config.max_position_embeddings
+        longest = max(prompts, key=lambda prompt: len(self.prompt_ids(prompt)))
+        length = len(self.prompt_ids(longest))
+        if length + sampling.max_completion_length > context:
+            raise ValueError(
+                f"prompt {longest.id!r} has {length} tokens; with max_completion_length={sampling.max_completion_length} "
+                f"it exceeds the model's context of {context} tokens: shorten the prompt or lower max_completion_length"
+            )
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Prompt], group_size: int, *, seed: tuple[int, ...], sampling: Sampling
+    ) -> list[Group]:
+        """See `Sampler.generate`. Log-probs and entropies are of the distribution sampled from, in nats."""
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        uniforms = torch.cat([_uniforms(seed, p, group_size, sampling.max_completion_length) for p in prompts])
+        tokens, logprobs, entropies, lengths = self._decode(ids, group_size, uniforms, sampling)
+        texts = self.tokenizer.batch_decode(
+            [row[:n] for row, n in zip(tokens, lengths, strict=True)], skip_special_tokens=True
+        )
+        rollouts = [
+            Rollout(
+                tuple(ids[row // group_size]), tuple(tokens[row][:n]), tuple(logprobs[row][:n]), tuple(entropies[row][:n]),
+                texts[row], "stop" if tokens[row][n - 1] in self._ends() else "length", self.version,
+            )
+            for row, n in enumerate(lengths)
+        ]  # fmt: skip
+        return [
+            Group(prompt, tuple(rollouts[i * group_size : (i + 1) * group_size])) for i, prompt in enumerate(prompts)
+        ]
+
+    def _ends(self) -> tuple[int, ...]:
+        ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        return tuple(ends) if isinstance(ends, list) else (ends,)
+
+    def _decode(
+        self, prompt_ids: list[list[int]], group_size: int, uniforms: torch.Tensor, sampling: Sampling
+    ) -> tuple[list[list[int]], list[list[float]], list[list[float]], list[int]]:
+        device, limit = self.model.device, sampling.max_completion_length
+        # Left padding: every row then writes its next token into the same column of the cache.
+        flipped, mask = right_pad([row[::-1] for row in prompt_ids], 0)
+        tokens, mask = flipped.flip(1).to(device), mask.flip(1).to(device)
+        is_padded = not bool(mask.all())
+        cache = PreallocatedCache(self.model.config.num_hidden_layers, tokens.shape[1] + limit)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self._forward(tokens, mask if is_padded else None, positions, cache)
+        cache.repeat_rows(group_size)
+        logits, mask, position = (x.repeat_interleave(group_size, 0) for x in (logits, mask, positions[:, -1:] + 1))
+        ends = torch.tensor(self._ends(), device=device)
+        rows = torch.arange(len(logits), device=device)  # which completion each row of the batch is
+        running = torch.ones(len(rows), dtype=torch.bool, device=device)
+        out_tokens = torch.zeros((len(rows), limit), dtype=torch.long, device=device)
+        out_logprobs, out_entropies = (torch.zeros((len(rows), limit), device=device) for _ in range(2))
+        lengths = torch.full((len(rows),), limit, device=device)
+        uniforms = uniforms.to(device)
+        for step in range(limit):
+            token, logprob, entropy = draw(logits, uniforms[rows, step], sampling)
+            out_tokens[rows, step], out_logprobs[rows, step], out_entropies[rows, step] = token, logprob, entropy
+            ended = torch.isin(token, ends) & running
+            lengths[rows[ended]] = step + 1
+            running &= ~ended
+            still = int(running.sum())
+            if still == 0 or step + 1 == limit:
+                break
+            if still <= SHRINK_AT * len(rows):
+                cache.keep_rows(running)
+                rows, token, position, mask = rows[running], token[running], position[running], mask[running]
+                running = running[running]
+            if is_padded:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = self._forward(token[:, None], mask if is_padded else None, position, cache)
+            position = position + 1
+        return out_tokens.tolist(), out_logprobs.tolist(), out_entropies.tolist(), lengths.tolist()
+
+    def _forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: PreallocatedCache
+    ) -> torch.Tensor:
+        output = self.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        return output.logits[:, -1].float()
+
+
+def draw(
+    logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One token a row by inverting the cumulative distribution at `uniform`; no top-k.
+
+    Args:
+        logits: (row, vocab).
+        uniform: (row,) in [0, 1); the same number always gives the same token.
+
+    Returns:
+        token ids, their log-probs and the entropy of the distribution drawn from (nats), each (row,). A greedy draw
+        (temperature 0) reports those of the untempered distribution.
+
+    >>> logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]]))
+    >>> [draw(logits, torch.tensor([u]), Sampling())[0].item() for u in (0.0, 0.19, 0.21, 0.69, 0.71, 0.999)]
+    [0, 0, 1, 1, 2, 2]
+    """
+    logprobs = torch.log_softmax(logits if sampling.temperature == 0 else logits / sampling.temperature, dim=-1)
+    probs = logprobs.exp()
+    if sampling.top_p < 1:
+        ordered, order = probs.sort(dim=-1, descending=True)
+        # A token stays if the more likely ones before it do not yet reach top_p; the first always does.
+        dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, ordered.cumsum(-1) - ordered >= sampling.top_p)
+        probs = probs.masked_fill(dropped, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+        logprobs = probs.log()
+    if sampling.temperature == 0:
+        token = logits.argmax(-1)
+    else:
+        cumulative = probs.cumsum(-1)
+        # The last entry is 1 only up to rounding; and `right` never lands on a token of probability zero.
+        token = torch.searchsorted(cumulative, (uniform[:, None] * cumulative[:, -1:]), right=True).squeeze(1)
+        token = token.clamp(max=logits.shape[-1] - 1)
+    entropy = -torch.special.xlogy(probs, probs).sum(-1)
+    return token, logprobs.gather(1, token[:, None]).squeeze(1), entropy
+
+
+def _uniforms(seed: tuple[int, ...], prompt: Prompt, group_size: int, limit: int) -> torch.Tensor:
+    """(group, tok) uniforms from a hash of the seed and the prompt's id, never from Python's own `hash`."""
+    key = hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    return torch.rand((group_size, limit), generator=generator)

@@ -1,0 +1,69 @@
+"""Chains of additions and subtractions from reasoning-gym: the verifiable task of the embedded model."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from kit.rewards import MathReward
+from kit.rewards.combine import RewardFunction
+from kit.tasks.task import Split
+from kit.types import Prompt
+
+SPLIT_SIZES: dict[Split, int] = {"train": 8192, "validation": 1024, "test": 1024}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Problems such as `25+39-15=`, answered in `\\boxed{}` and scored by math-verify.
+
+    A problem belongs to a split by the hash of its text, so the splits are disjoint whatever the seed or the number drawn.
+
+    Attributes:
+        terms: how many numbers a chain has, at least 2.
+        digits: digits of each number, at least 1.
+        seed: where reasoning-gym's stream of problems starts.
+    """
+
+    terms: int = 3
+    digits: int = 2
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "arithmetic"
+
+    def split(self, name: Split) -> tuple[Prompt, ...]:
+        return _splits(self)[name]
+
+    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
+        return [MathReward()], [1.0]
+
+    def problems(self, size: int) -> Iterator[tuple[str, str]]:
+        """`size` pairs (expression without spaces, answer), in reasoning-gym's order; repeats are possible."""
+        import reasoning_gym  # 1.5 s to import: only those who draw problems pay
+
+        dataset = reasoning_gym.create_dataset(
+            "chain_sum", seed=self.seed, size=size, min_terms=self.terms, max_terms=self.terms,
+            min_digits=self.digits, max_digits=self.digits,
+        )  # fmt: skip
+        for entry in dataset:
+            yield entry["metadata"]["expression"].replace(" ", ""), entry["answer"]
+
+
+def split_of(expression: str) -> Split:
+    """Eight in ten problems train, one validates, one tests; decided by a hash that never changes."""
+    bucket = hashlib.sha256(expression.encode()).digest()[0] % 10
+    return "validation" if bucket == 8 else "test" if bucket == 9 else "train"
+
+
+@cache
+def _splits(task: Arithmetic) -> dict[Split, tuple[Prompt, ...]]:
+    found: dict[Split, dict[str, Prompt]] = {name: {} for name in SPLIT_SIZES}
+    for expression, answer in task.problems(2 * sum(SPLIT_SIZES.values())):
+        name = split_of(expression)
+        if len(found[name]) < SPLIT_SIZES[name] and expression not in found[name]:
+            content = [{"role": "user", "content": f"{expression}="}]
+            columns = {"solution": answer, "task": task.name}
+            found[name][expression] = Prompt(f"{task.name}/{expression}", content, columns)
+    return {name: tuple(prompts.values()) for name, prompts in found.items()}
