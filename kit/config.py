@@ -4,7 +4,7 @@ Constants of an algorithm travel with its objective (`kit.objectives`), those of
 Names are TRL's or transformers' where those have the same quantity.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunConfig:
     eval_prompts: int = 256  # held-out problems an evaluation
     eval_samples: int = 4  # completions a problem
     save_steps: int = 50  # optimizer steps between checkpoints; one more at the end
-    micro_batch_size: int = 256  # rollouts in one backward pass; the gradient does not depend on it
+    micro_batch_size: int = 64  # rollouts in one backward pass; the gradient does not depend on it
     num_threads: int = 2  # of torch on a CPU; part of what makes a run reproducible to the bit
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -60,8 +60,3 @@ class RunConfig:
 def _require(holds: bool, config: object, name: str, expected: str) -> None:
     if not holds:
         raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {getattr(config, name)!r}")
-
-
-def field_names(config_type: type) -> tuple[str, ...]:
-    """The names of a configuration's fields, in order."""
-    return tuple(f.name for f in fields(config_type))

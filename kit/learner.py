@@ -1,7 +1,6 @@
 """The learner: one optimizer step on the examples of a batch, in micro-batches whose gradients add up."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,6 +11,8 @@ from kit.models.policy import score
 from kit.objectives import Objective
 from kit.reference import Reference
 from kit.types import Example, Totals
+
+EXTREMES = {"min": min, "max": max}  # how a metric with this ending combines over micro-batches; others are averaged
 
 
 class NonFiniteError(RuntimeError):
@@ -39,7 +40,7 @@ class Learner:
         learning_rate = self.config.learning_rate * min(1.0, (step + 1) / max(self.config.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        sums: dict[str, float] = defaultdict(float)
+        sums: dict[str, float] = {}
         self.optimizer.zero_grad(set_to_none=True)
         total_loss = 0.0
         for batch in self._micro_batches(examples):
@@ -52,7 +53,11 @@ class Learner:
             total_loss += loss.item()
             counted = scores.entropy.detach()[scores.completion_mask]
             for name, value in (metrics | {"entropy": counted.mean().item()}).items():
-                sums[name] += value * len(batch) / len(examples)
+                extreme = EXTREMES.get(name.rpartition("_")[2])
+                if extreme:
+                    sums[name] = extreme(sums.get(name, value), value)
+                else:
+                    sums[name] = sums.get(name, 0.0) + value * len(batch) / len(examples)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) if examples else 0.0
         found = {"loss": total_loss, "grad_norm": float(norm), "learning_rate": learning_rate}
         if not (math.isfinite(total_loss) and math.isfinite(found["grad_norm"])):

@@ -74,17 +74,11 @@ def is_defined(metric: str) -> bool:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line that a killed process left unfinished is left out."""
+    """The records of a JSON-lines file; a last line that is still being written is left out."""
     if not path.exists():
         return []
-    *complete, rest = path.read_text().split("\n")
-    records = [json.loads(line) for line in complete]
-    if rest:
-        try:
-            records.append(json.loads(rest))
-        except json.JSONDecodeError:
-            return records
-    return records
+    *complete, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in complete]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -114,13 +108,15 @@ class RunLog:
             if found != asked:
                 raise RunDirectoryError(_difference(self.path, found, asked))
         else:
-            if any(self.path.iterdir()):
+            if any(path.suffix != ".partial" for path in self.path.iterdir()):
                 raise RunDirectoryError(
                     f"{self.path} is not empty and holds no run (no config.json): choose a new or empty out_dir"
                 )
             write_json(self.path / "config.json", asked)
         for name in ("rollouts", "checkpoints"):
             (self.path / name).mkdir(exist_ok=True)
+        for path in self.path.glob("*.jsonl"):
+            _drop_torn_line(path)
         write_json(self.path / "env.json", environment())
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -155,9 +151,9 @@ class RunLog:
             path = self.path / name
             if not path.exists():
                 continue
-            lines = path.read_text().split("\n")
-            kept = [line for line in lines[:-1] if json.loads(line)["step"] < step]
-            cut = [line for line in lines if line][len(kept) :]
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] < step]
+            cut = lines[len(kept) :]
             if cut:
                 (self.path / "discarded").mkdir(exist_ok=True)
                 with (self.path / "discarded" / name).open("a") as file:
@@ -204,6 +200,13 @@ def environment() -> dict[str, Any]:
         "git_revision": git.stdout.strip() or None,
         "packages": {name: version(name) for name in packages},
     }
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a killed process left without its end, so that the next one does not join it."""
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _difference(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

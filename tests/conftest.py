@@ -1,18 +1,27 @@
-"""What holds for every test: no network, one thread, no display; tests marked `gpu` are skipped where there is none."""
+"""What holds for every test: no network, one thread; tests marked `gpu` are skipped where there is none."""
 
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 # Set before any library is imported; processes that a test starts inherit it.
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", MPLBACKEND="Agg")
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 import torch
 
 # The same sums in the same order whether pytest runs one worker or several, and no fight over the cores.
 torch.set_num_threads(1)
+
+if TYPE_CHECKING:  # a test that needs the kit imports it later than this, under the hook that checks shapes
+    from kit.run import Run
+    from kit.types import Prompt
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 
@@ -43,3 +52,97 @@ def _same_threads_afterwards() -> Iterator[None]:
     yield
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+def first_token_is_even(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """A reward that an untrained model gets half of the time and that training can raise."""
+    return [float(ids[0] % 2 == 0) for ids in completion_ids]
+
+
+@dataclass(frozen=True)
+class TinyTask:
+    """Prompts of unequal length; `terms` makes them longer, `reward` is on TRL's contract."""
+
+    size: int = 24  # training prompts
+    terms: int = 1
+    reward: Callable[..., list[float | None]] | Callable[..., list[float]] = first_token_is_even
+
+    @property
+    def name(self) -> str:
+        return "tiny"
+
+    def split(self, name: str) -> "tuple[Prompt, ...]":
+        from kit.types import Prompt
+
+        first, size = {"train": (0, self.size), "validation": (1000, 6), "test": (2000, 6)}[name]
+        texts = ["+".join([str(3**number % 99991)] * self.terms) for number in range(first, first + size)]
+        return tuple(
+            Prompt(f"tiny/{name}/{i}", [{"role": "user", "content": text}], {"solution": text, "task": "tiny"})
+            for i, text in enumerate(texts)
+        )
+
+    def rewards(self) -> tuple[list[Callable[..., list[float | None]] | Callable[..., list[float]]], list[float]]:
+        return [self.reward], [1.0]
+
+
+def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
+    """Twelve steps of online DPO in about a second; `changes` are arguments of Run or fields of its configuration."""
+    from kit.config import RunConfig, Sampling
+    from kit.objectives import DPO
+    from kit.run import Run
+    from kit.sync import Every
+
+    arguments: dict[str, Any] = {"task": TinyTask(), "objective": DPO(), "sync": Every(1), "ref_sync": None}
+    arguments |= {name: changes.pop(name) for name in arguments.keys() & changes.keys()}
+    sizes: dict[str, Any] = {
+        "model_name_or_path": str(folder), "prompts_per_step": 4, "group_size": 4, "max_steps": 12, "eval_steps": 4,
+        "eval_prompts": 6, "eval_samples": 2, "save_steps": 3, "num_threads": 1, "learning_rate": 1e-2,
+        "sampling": Sampling(max_completion_length=5),
+    }  # fmt: skip
+    return Run(RunConfig(**(sizes | changes)), out_dir=out_dir, **arguments)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of 24 thousand parameters and its tokenizer. Its distributions are far from uniform."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from kit.models.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def start(tiny_folder: Path) -> "Callable[..., Run]":
+    """`start(out_dir, **changes)`: see `tiny_run`."""
+    return partial(tiny_run, tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def seed_folder() -> Path:
+    """The embedded seed model."""
+    return Path(os.environ.get("KIT_TEST_SEED") or Path(__file__).parents[1] / "data" / "seed")
+
+
+def untimed(out_dir: Path) -> list[str]:
+    """The lines of a run's metrics.jsonl without the fields that say how long things took."""
+    records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    return [json.dumps({k: v for k, v in record.items() if not k.startswith("time/")}) for record in records]
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file under a folder: its bytes and when it was written."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}

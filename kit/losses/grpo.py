@@ -65,7 +65,7 @@ def clipped_surrogate(
     return Surrogate(-torch.min(ratio * advantages, clipped_ratio * advantages), is_low_clipped, is_high_clipped)
 
 
-# `advantages` arrive as (seq, 1), masked positions as log-probability 0 on both sides.
+# `advantages` arrive as (seq, 1). What comes out at masked positions is ignored, and no gradient leaves through them.
 IMPORTANCE: dict[str, SurrogateFunction] = {"none": on_policy_surrogate, "clip": clipped_surrogate}
 
 
@@ -113,14 +113,13 @@ def grpo_loss(
     clip = Clip(clip_eps, clip_eps if clip_eps_high is None else clip_eps_high)
     _require_valid(logprobs, old_logprobs, advantages, completion_mask)
     _require_constants(clip, importance, kl_coef, has_reference=ref_logprobs is not None)
-    policy = torch.where(completion_mask, logprobs, 0.0)
-    old = torch.where(completion_mask, old_logprobs, 0.0).detach()
+    policy, old = torch.where(completion_mask, logprobs, 0.0), old_logprobs.detach()
     surrogate = IMPORTANCE[importance](policy, old, advantages.detach()[:, None], completion_mask, clip)
     loss = aggregate_tokens(surrogate.loss, completion_mask, aggregate)
     means = {"policy_loss": loss.detach()} | _offpolicy_metrics(policy.detach(), old, surrogate, completion_mask)
     if ref_logprobs is not None:
         require_same_shape({"logprobs": logprobs, "ref_logprobs": ref_logprobs})
-        kl = k3(policy, torch.where(completion_mask, ref_logprobs, 0.0).detach())
+        kl = k3(policy, ref_logprobs.detach())
         means["kl"] = masked_mean(kl.detach(), completion_mask)
         if kl_coef > 0:
             loss = loss + kl_coef * aggregate_tokens(kl, completion_mask, aggregate)

@@ -12,14 +12,18 @@ from kit.logprobs import token_logprobs
 from kit.masking import right_pad
 from kit.types import Rollout, TokenScores
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode (so without dropout) and its tokenizer, from a local folder.
 
+    A relative path is looked up from the working directory, then from the folder that holds `kit`.
+
     Raises:
         FileNotFoundError: if there is no such folder, or it holds no model.
     """
-    folder = Path(model_name_or_path)
+    folder = next((f for f in (Path(model_name_or_path), ROOT / model_name_or_path) if f.is_dir()), Path(model_name_or_path))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"model_name_or_path must be a folder with a config.json and safetensors weights, got {model_name_or_path!r}"

@@ -63,8 +63,9 @@ class MathReward:
         """
         pairs = _pairs(completions, solution)
         with self._lock:
-            known = self._judge_known({pair for pair in pairs if pair is not None})
-            unknown = list(dict.fromkeys(pair for pair in pairs if pair is not None and pair not in known))
+            distinct = list(dict.fromkeys(pair for pair in pairs if pair is not None))
+            known = self._judge_known(distinct)
+            unknown = [pair for pair in distinct if pair not in known]
             verdicts: list[float | None] = self._pool.run(unknown) if unknown else []
             self._judged["verified"] += len(unknown)
             for pair, verdict in zip(unknown, verdicts, strict=True):
@@ -87,7 +88,7 @@ class MathReward:
     def __reduce__(self) -> tuple[type, tuple[int, float, int]]:
         return type(self), self._settings  # a copy in another process starts processes of its own
 
-    def _judge_known(self, pairs: set[tuple[str, str]]) -> dict[tuple[str, str], float | None]:
+    def _judge_known(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], float | None]:
         """The verdicts that need no verifier."""
         known: dict[tuple[str, str], float | None] = {}
         for pair in pairs:

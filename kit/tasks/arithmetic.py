@@ -1,9 +1,11 @@
 """Chains of additions and subtractions from reasoning-gym: the verifiable task of the embedded model."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 from kit.rewards import MathReward
 from kit.rewards.combine import RewardFunction
@@ -39,16 +41,21 @@ class Arithmetic:
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         return [MathReward()], [1.0]
 
-    def problems(self, size: int) -> Iterator[tuple[str, str]]:
-        """`size` pairs (expression without spaces, answer), in reasoning-gym's order; repeats are possible."""
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Pairs (expression without spaces, answer) without end, in reasoning-gym's order; repeats are possible.
+
+        Only those whose running total never falls below zero: rules of signs would be a second skill to learn.
+        """
         import reasoning_gym  # 1.5 s to import: only those who draw problems pay
 
         dataset = reasoning_gym.create_dataset(
-            "chain_sum", seed=self.seed, size=size, min_terms=self.terms, max_terms=self.terms,
+            "chain_sum", seed=self.seed, size=1 << 40, min_terms=self.terms, max_terms=self.terms,
             min_digits=self.digits, max_digits=self.digits,
         )  # fmt: skip
         for entry in dataset:
-            yield entry["metadata"]["expression"].replace(" ", ""), entry["answer"]
+            expression = entry["metadata"]["expression"].replace(" ", "")
+            if min(accumulate(int(term) for term in re.findall(r"[+-]?\d+", expression))) >= 0:
+                yield expression, entry["answer"]
 
 
 def split_of(expression: str) -> Split:
@@ -60,7 +67,9 @@ def split_of(expression: str) -> Split:
 @cache
 def _splits(task: Arithmetic) -> dict[Split, tuple[Prompt, ...]]:
     found: dict[Split, dict[str, Prompt]] = {name: {} for name in SPLIT_SIZES}
-    for expression, answer in task.problems(2 * sum(SPLIT_SIZES.values())):
+    for expression, answer in task.problems():
+        if all(len(found[name]) == size for name, size in SPLIT_SIZES.items()):
+            break
         name = split_of(expression)
         if len(found[name]) < SPLIT_SIZES[name] and expression not in found[name]:
             content = [{"role": "user", "content": f"{expression}="}]

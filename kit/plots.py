@@ -1,0 +1,105 @@
+"""Figures of runs: functions of (axes, curves); the caller owns the figure.
+
+One colour a regime, from light to dark as the sampler gets fresher, safe for colour-blind readers; one line style an
+objective. A band is the 95 % interval over training seeds, or, for a single run, the one over held-out problems.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from kit.runlog import read_jsonl
+from kit.statistics import Interval, mean_interval
+
+REGIME_COLOURS = {"offline": "#E69F00", "semi-online": "#2A9D8F", "online": "#1F3B73"}
+LINE_STYLES = {"dpo": "-", "grpo": "--"}
+LABELS = {
+    "eval/accuracy": "sampled accuracy (fraction right)",
+    "eval/greedy_accuracy": "greedy accuracy (fraction right)",
+    "eval/entropy": "entropy (nats per token, fresh samples)",
+    "eval/mean_length": "completion length (tokens)",
+    "reward": "reward of the sampler's completions",
+    "kl": "KL(policy || reference) (nats per token)",
+}
+
+
+def regime(sync_interval: int | None) -> str:
+    """The name of a sync interval: None is offline, 1 online, anything else semi-online."""
+    return "offline" if sync_interval is None else "online" if sync_interval == 1 else "semi-online"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs of one configuration, one a training seed."""
+
+    objective: str
+    sync_interval: int | None
+    runs: tuple[list[dict[str, Any]], ...]  # records of metrics.jsonl
+
+    @classmethod
+    def read(cls, objective: str, sync_interval: int | None, out_dirs: Sequence[str | Path]) -> "Curve":
+        """From run directories."""
+        return cls(objective, sync_interval, tuple(read_jsonl(Path(path) / "metrics.jsonl") for path in out_dirs))
+
+    @property
+    def label(self) -> str:
+        s = "∞" if self.sync_interval is None else self.sync_interval
+        return f"{self.objective.upper()}, {regime(self.sync_interval)} (s = {s})"
+
+    def points(self, metric: str) -> list[tuple[int, Interval]]:
+        """(step, interval) wherever every run has the metric.
+
+        Raises:
+            KeyError: if no step has it.
+        """
+        by_step: dict[int, list[Mapping[str, Any]]] = {}
+        for records in self.runs:
+            for record in records:
+                if metric in record:
+                    by_step.setdefault(record["step"], []).append(record)
+        complete = {step: found for step, found in by_step.items() if len(found) == len(self.runs)}
+        if not complete:
+            raise KeyError(f"no record of {self.label} has the metric {metric!r}")
+        return [(step, _interval(found, metric)) for step, found in sorted(complete.items())]
+
+
+def plot_metric(ax: Axes, curves: Sequence[Curve], metric: str) -> None:
+    """One metric against the optimizer step, a line with its band for each curve."""
+    for curve in curves:
+        steps, intervals = zip(*curve.points(metric), strict=True)
+        colour = REGIME_COLOURS[regime(curve.sync_interval)]
+        count = len(curve.runs)
+        ax.plot(
+            steps, [i.mean for i in intervals], color=colour, linestyle=LINE_STYLES.get(curve.objective, "-."), linewidth=1.8,
+            label=f"{curve.label}, {count} seed{'s' if count > 1 else ''}",
+        )  # fmt: skip
+        ax.fill_between(steps, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, linewidth=0)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel(LABELS.get(metric, metric))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25)
+
+
+def _interval(records: Sequence[Mapping[str, Any]], metric: str) -> Interval:
+    values = [record[metric] for record in records]
+    if len(values) > 1:
+        return mean_interval(values)
+    low, high = (records[0].get(f"{metric}_{end}", values[0]) for end in ("low", "high"))
+    return Interval(values[0], low, high, 1)
+
+
+def headline_table(curves: Sequence[Curve]) -> str:
+    """First, best and last sampled accuracy and last entropy of every curve, as a Markdown table."""
+    rows = ["| arm | seeds | accuracy: first | best | last (95 % interval) | entropy: first | last |", "|---|---|---|---|---|---|---|"]
+    for curve in curves:
+        accuracy, entropy = curve.points("eval/accuracy"), curve.points("eval/entropy")
+        best_step, best = max(accuracy, key=lambda point: point[1].mean)
+        last = accuracy[-1][1]
+        rows.append(
+            f"| {curve.label} | {len(curve.runs)} | {accuracy[0][1].mean:.2f} | {best.mean:.2f} (step {best_step}) "
+            f"| **{last.mean:.2f}** ({last.low:.2f} to {last.high:.2f}) | {entropy[0][1].mean:.3f} | {entropy[-1][1].mean:.3f} |"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,146 @@
+"""Executing notebooks with parameters, one or a grid of them, strictly: papermill only warns about an unknown name.
+
+A study is a folder with a `study.yaml`: a notebook, the parameters that all runs share, the arms, and the training seeds.
+Its run directories and executed notebooks go to `runs/`, its numbers to `results.csv`.
+"""
+
+import ast
+import csv
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+
+from kit.runlog import read_jsonl
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+}
+
+
+class ParameterError(ValueError):
+    """A notebook was given a parameter that it does not have, or a value of the wrong type."""
+
+
+def notebook_parameters(notebook: str | Path) -> dict[str, dict[str, Any]]:
+    """What the notebook's `parameters` cell declares: name -> papermill's record (type, default, help).
+
+    Raises:
+        FileNotFoundError: if there is no such notebook.
+    """
+    if not Path(notebook).is_file():
+        raise FileNotFoundError(f"there is no notebook {str(notebook)!r}")
+    return papermill.inspect_notebook(str(notebook))
+
+
+def checked_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, once every name is declared in the notebook and every value has the declared type.
+
+    Raises:
+        ParameterError: naming what was expected, what came, and the parameters there are.
+    """
+    declared = notebook_parameters(notebook)
+    for name, value in given.items():
+        if name not in declared:
+            known = ", ".join(f"{key}: {entry['inferred_type_name']}" for key, entry in declared.items())
+            raise ParameterError(f"{Path(notebook).name} has no parameter {name!r}. It has: {known}")
+        annotation = declared[name]["inferred_type_name"]
+        allowed = tuple(kind for part in annotation.split("|") for kind in TYPES.get(part.strip(), ()))
+        is_wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+        if allowed and is_wrong:
+            raise ParameterError(
+                f"{Path(notebook).name}: parameter {name!r} must be {annotation}, got {value!r} ({type(value).__name__})"
+            )
+    return dict(given)
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as the Python literal that it is, or else as a string.
+
+    >>> [parse_value(text) for text in ("10", "1e-4", "None", "dpo", "True")]
+    [10, 0.0001, None, 'dpo', True]
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def execute_notebook(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any]) -> Path:
+    """Run a notebook through papermill in a fresh kernel, in its own folder; returns where the executed copy lies."""
+    parameters = checked_parameters(notebook, parameters)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(notebook), str(output), parameters, kernel_name="python3", cwd=str(Path.cwd()), progress_bar=False,
+        log_output=True,
+    )  # fmt: skip
+    return output
+
+
+def study_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every run of a study, name -> parameters, checked before any starts.
+
+    Raises:
+        ParameterError: if the notebook does not take an arm's parameters.
+    """
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    runs = {
+        f"{arm}_seed{seed}": {**study["shared"], **own, "seed": seed, "out_dir": str(folder / "runs" / f"{arm}_seed{seed}")}
+        for arm, own in study["arms"].items()
+        for seed in study["seeds"]
+    }
+    for parameters in runs.values():
+        checked_parameters(study["notebook"], parameters)
+    return runs
+
+
+def run_study(folder: Path, *, jobs: int = 1) -> Path:
+    """Execute the runs of a study that are not finished, `jobs` at a time, and collect `results.csv`.
+
+    Each run is a notebook in a process of its own; one that fails is named, and does not stop the others.
+
+    Raises:
+        RuntimeError: naming the runs that failed and where their notebooks lie, after the others are done.
+    """
+    study, runs = yaml.safe_load((folder / "study.yaml").read_text()), study_runs(folder)
+
+    def execute(name: str) -> bool:
+        output = folder / "runs" / f"{name}.ipynb"
+        flags = [word for key, value in runs[name].items() for word in ("-p", key, str(value))]
+        command = [sys.executable, "-m", "kit.cli", "execute", study["notebook"], str(output), *flags]
+        is_done = subprocess.run(command, capture_output=True).returncode == 0
+        print(f"{name}: {'done' if is_done else 'failed'}", flush=True)
+        return is_done
+
+    with ThreadPoolExecutor(jobs) as pool:
+        failed = [name for name, is_done in zip(runs, pool.map(execute, runs), strict=True) if not is_done]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; see the last cells of {folder / 'runs'}/NAME.ipynb: {failed}")
+    return collect(folder)
+
+
+def collect(folder: Path) -> Path:
+    """Write `results.csv`: one row an evaluation, with the arm and the seed that it belongs to."""
+    rows: list[dict[str, Any]] = []
+    for name, parameters in study_runs(folder).items():
+        arm = name.removesuffix(f"_seed{parameters['seed']}")
+        for record in read_jsonl(Path(parameters["out_dir"]) / "metrics.jsonl"):
+            found = {key: round(value, 5) for key, value in record.items() if key.startswith("eval/")}
+            if found:
+                rows.append({"arm": arm, "seed": parameters["seed"], "step": record["step"], **found})
+    path = folder / "results.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

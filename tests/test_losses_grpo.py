@@ -1,0 +1,274 @@
+"""The GRPO loss: the six cases of the clip, three ways to average, the KL term, and agreement with TRL."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kit.losses import grpo_loss
+from kit.losses.grpo import IMPORTANCE
+
+ONE_TOKEN = torch.tensor([[True]])
+
+
+def nats(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def one_token(ratio: float, advantage: float, **constants: Any) -> tuple[float, float, dict[str, float]]:
+    """Loss, its slope in log pi, and the metrics of a single token."""
+    logprobs = nats([math.log(ratio) - 1.0]).requires_grad_()
+    loss, metrics = grpo_loss(logprobs, nats([-1.0]), nats([advantage])[0], ONE_TOKEN, **constants)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    return loss.item(), gradient.item(), metrics
+
+
+# -min(ratio A, clip(ratio, 0.8, 1.3) A) by hand. Where the clipped side is the smaller one, nothing flows; elsewhere
+# the slope in log pi is that of -ratio A, so -ratio A itself.
+SIX_CASES = [
+    # ratio, A, loss, slope, low, high
+    (0.5, 2.0, -1.0, -1.0, 0.0, 0.0),  # too rare, but good: min(1.0, 1.6), pull it back up
+    (1.1, 2.0, -2.2, -2.2, 0.0, 0.0),  # close
+    (1.5, 2.0, -2.6, 0.0, 0.0, 1.0),  # good and already far more likely: min(3.0, 2.6)
+    (0.5, -2.0, 1.6, 0.0, 1.0, 0.0),  # bad and already far less likely: min(-1.0, -1.6)
+    (1.1, -2.0, 2.2, 2.2, 0.0, 0.0),  # close
+    (1.5, -2.0, 3.0, 3.0, 0.0, 0.0),  # too likely, and bad: min(-3.0, -2.6), push it down
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "slope", "low", "high"), SIX_CASES)
+def test_the_clip_stops_the_gradient_only_where_the_ratio_went_too_far_in_the_wanted_direction(
+    ratio: float, advantage: float, loss: float, slope: float, low: float, high: float
+) -> None:
+    came = one_token(ratio, advantage, clip_eps=0.2, clip_eps_high=0.3)
+    assert came[:2] == pytest.approx((loss, slope), abs=1e-9)
+    assert came[2] == pytest.approx(
+        {
+            "policy_loss": loss,
+            "clip_ratio/low_mean": low,
+            "clip_ratio/high_mean": high,
+            "clip_ratio/region_mean": low + high,
+            "offpolicy/ratio_mean": ratio,
+            "offpolicy/ratio_min": ratio,
+            "offpolicy/ratio_max": ratio,
+        },
+        abs=1e-9,
+    )
+
+
+def test_one_half_width_serves_both_sides_unless_told_otherwise() -> None:
+    assert one_token(1.25, 1.0, clip_eps=0.1)[0] == pytest.approx(-1.1, abs=1e-9)
+    assert one_token(0.5, -1.0, clip_eps=0.1)[0] == pytest.approx(0.9, abs=1e-9)
+    assert one_token(1.25, 1.0, clip_eps=0.1, clip_eps_high=0.2)[0] == pytest.approx(-1.2, abs=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+def test_without_a_correction_the_slope_is_the_advantage_but_the_ratio_is_still_measured(ratio: float) -> None:
+    loss, slope, metrics = one_token(ratio, 2.0, importance="none")
+    assert (loss, slope) == pytest.approx((-2.0, -2.0), abs=1e-9)
+    assert metrics["offpolicy/ratio_mean"] == pytest.approx(ratio, abs=1e-9)
+    assert metrics["clip_ratio/region_mean"] == 0.0
+
+
+@pytest.mark.parametrize("importance", sorted(IMPORTANCE))
+def test_every_mode_is_the_policy_gradient_on_fresh_samples(importance: str) -> None:
+    logprobs = nats([-1.0, -2.0], [-0.5, -3.0]).requires_grad_()
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    loss, metrics = grpo_loss(
+        logprobs, logprobs.detach(), nats([1.0, -3.0])[0], mask, importance=importance, aggregate="sum"
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient.tolist() == [[-0.5, -0.5], [1.5, 1.5]]  # -A / 2 sequences, for each token
+    assert (metrics["offpolicy/ratio_min"], metrics["offpolicy/ratio_max"]) == (1.0, 1.0)
+
+
+def test_the_ratio_corrects_exactly_for_a_stale_sampler() -> None:
+    """Over all outcomes of the *sampler*, the unclipped loss has the gradient of the *policy's* expected reward."""
+    logits, stale = nats([0.2, -0.4, 0.7])[0].requires_grad_(), nats([0.5, 0.3, 0.2])[0].log()
+    advantages = nats([1.0, -2.0, 0.5])[0]
+    (exact,) = torch.autograd.grad((logits.softmax(-1) * advantages).sum(), logits)
+
+    def estimate(importance: str) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for token in range(3):
+            logprob = logits.log_softmax(-1)[token].view(1, 1)
+            loss, _ = grpo_loss(
+                logprob, stale[token].view(1, 1), advantages[[token]], ONE_TOKEN, importance=importance, clip_eps=100.0
+            )
+            total = total - stale[token].exp() * loss
+        return torch.autograd.grad(total, logits)[0]
+
+    torch.testing.assert_close(estimate("clip"), exact, rtol=1e-12, atol=1e-12)
+    assert (estimate("none") - exact).abs().max() > 0.1  # right on fresh samples only
+
+
+# Two sequences of 2 and 1 tokens, advantages 1 and -2. Ratios e^0.1, 1, 1: losses -e^0.1, -1 and 2.
+LOGPROBS = nats([-0.9, -2.0, 0.0], [-3.0, 0.0, 0.0])
+OLD_LOGPROBS = nats([-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0])
+REF_LOGPROBS = nats([-0.9, -2.0 + math.log(2), 0.0], [-3.0 - math.log(2), 0.0, 0.0])  # pi_ref / pi is 1, 2, 1/2
+ADVANTAGES = torch.tensor([1.0, -2.0], dtype=torch.float64)
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+E = math.exp(0.1)
+KL = 0.0, 1 - math.log(2), math.log(2) - 0.5  # r - log r - 1 at r = 1, 2, 1/2
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "policy_loss", "kl"),
+    [
+        ("sequence", ((-E - 1) / 2 + 2) / 2, ((KL[0] + KL[1]) / 2 + KL[2]) / 2),
+        ("sum", ((-E - 1) + 2) / 2, ((KL[0] + KL[1]) + KL[2]) / 2),
+        ("token", (-E - 1 + 2) / 3, sum(KL) / 3),
+    ],
+)
+def test_policy_and_kl_terms_are_averaged_alike(aggregate: str, policy_loss: float, kl: float) -> None:
+    loss, metrics = grpo_loss(LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, aggregate=aggregate)
+    assert loss.item() == pytest.approx(policy_loss, abs=1e-9)
+    assert "kl" not in metrics
+    loss, metrics = grpo_loss(
+        LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, aggregate=aggregate, ref_logprobs=REF_LOGPROBS, kl_coef=0.5
+    )
+    assert loss.item() == pytest.approx(policy_loss + 0.5 * kl, abs=1e-9)
+    assert metrics["policy_loss"] == pytest.approx(policy_loss, abs=1e-9)
+    assert metrics["kl"] == pytest.approx(sum(KL) / 3, abs=1e-9)  # over all tokens, however the loss is averaged
+    assert all(type(value) is float for value in metrics.values())
+
+
+@pytest.mark.parametrize(("advantage", "low", "high"), [(1.0, 0.0, 0.5), (-1.0, 0.5, 0.0)])
+def test_metrics_run_over_the_tokens_that_count(advantage: float, low: float, high: float) -> None:
+    logprobs, old = nats([-1.0, -4.0, -9.0]), nats([-1.0 - math.log(2), -4.0 + math.log(4), 0.0])  # ratios 2, 1/4
+    _, metrics = grpo_loss(logprobs, old, nats([advantage])[0], torch.tensor([[True, True, False]]))
+    names = "offpolicy/ratio_mean", "offpolicy/ratio_min", "offpolicy/ratio_max"
+    assert [metrics[name] for name in names] == pytest.approx([1.125, 0.25, 2.0], abs=1e-9)
+    names = "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"
+    assert [metrics[name] for name in names] == [low, high, 0.5]
+
+
+def test_a_reference_without_a_weight_is_measured_and_leaves_the_loss_alone() -> None:
+    plain, _ = grpo_loss(LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK)
+    measured, metrics = grpo_loss(LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, ref_logprobs=REF_LOGPROBS)
+    assert torch.equal(plain, measured) and metrics["kl"] > 0
+
+
+def test_gradients_flow_into_the_policy_alone() -> None:
+    arguments = [tensor.clone().requires_grad_() for tensor in (LOGPROBS, OLD_LOGPROBS, ADVANTAGES, REF_LOGPROBS)]
+    logprobs, old_logprobs, advantages, ref_logprobs = arguments
+    grpo_loss(logprobs, old_logprobs, advantages, MASK, ref_logprobs=ref_logprobs, kl_coef=0.5)[0].backward()
+    assert [tensor.grad is None for tensor in arguments] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("importance", sorted(IMPORTANCE))
+@pytest.mark.parametrize("poison", [7.0, math.nan, math.inf, -math.inf])
+def test_masked_positions_never_matter(importance: str, poison: float) -> None:
+    results = []
+    for is_poisoned in (False, True):
+        logprobs, old, ref = (
+            torch.where(MASK, tensor, poison) if is_poisoned else tensor.clone()
+            for tensor in (LOGPROBS, OLD_LOGPROBS, REF_LOGPROBS)
+        )
+        logprobs.requires_grad_()
+        loss, metrics = grpo_loss(logprobs, old, ADVANTAGES, MASK, importance=importance, ref_logprobs=ref, kl_coef=0.5)
+        results.append((loss, torch.autograd.grad(loss, logprobs)[0], metrics))
+    (clean, clean_gradient, clean_metrics), (loss, gradient, metrics) = results
+    assert torch.equal(clean, loss) and torch.equal(clean_gradient, gradient) and clean_metrics == metrics
+    assert not gradient[~MASK].any()
+
+
+@pytest.mark.parametrize(("aggregate", "shares"), [("sequence", (1, 1)), ("sum", (1, 1)), ("token", (4 / 3, 2 / 3))])
+def test_micro_batches_weighted_by_their_share_add_up_to_the_batch(aggregate: str, shares: tuple[float, float]) -> None:
+    def loss(rows: slice) -> Tensor:
+        return grpo_loss(
+            LOGPROBS[rows], OLD_LOGPROBS[rows], ADVANTAGES[rows], MASK[rows], aggregate=aggregate,
+            ref_logprobs=REF_LOGPROBS[rows], kl_coef=0.5,
+        )[0]  # fmt: skip
+
+    parts = [loss(slice(row, row + 1)) * share / 2 for row, share in enumerate(shares)]
+    assert torch.stack(parts).sum().item() == pytest.approx(loss(slice(0, 2)).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [-500.0, 500.0])
+def test_an_absurd_ratio_keeps_loss_gradient_and_metrics_finite(log_ratio: float, advantage: float) -> None:
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    loss, metrics = grpo_loss(logprobs, torch.zeros(1, 1), torch.tensor([advantage]), ONE_TOKEN)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert loss.isfinite() and gradient.isfinite().all()
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kl_coef": 0.1}, "ref_logprobs because kl_coef is 0.1"),
+        ({"kl_coef": -0.1}, "kl_coef >= 0, came -0.1"),
+        ({"clip_eps": 0.0}, "clip_eps > 0"),
+        ({"clip_eps_high": -0.1}, "clip_eps_high > 0"),
+        ({"importance": "ppo"}, r"'clip', 'none'.*'ppo'"),
+        ({"aggregate": "mean"}, r"'sequence', 'sum', 'token'.*'mean'"),
+        ({"advantages": torch.tensor([1.0, math.nan])}, "abstained"),
+        ({"completion_mask": torch.tensor([[True] * 3, [False] * 3])}, "nothing counts"),
+        ({"advantages": torch.ones(3)}, "advantage"),
+        ({"advantages": torch.ones(2, 3)}, "advantage"),
+        ({"old_logprobs": OLD_LOGPROBS[:1]}, "old_logprobs"),
+        ({"ref_logprobs": REF_LOGPROBS[:1]}, "ref_logprobs"),
+    ],
+)
+def test_a_wrong_argument_is_refused(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "logprobs": LOGPROBS, "old_logprobs": OLD_LOGPROBS, "advantages": ADVANTAGES, "completion_mask": MASK,
+    } | change  # fmt: skip
+    with pytest.raises((ValueError, TypeError), match=message):
+        grpo_loss(**arguments)
+
+
+@pytest.mark.parametrize(("aggregate", "loss_type"), [("sequence", "grpo"), ("token", "bnpo")])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+@pytest.mark.filterwarnings("ignore")  # TRL's imports
+def test_loss_gradient_and_metrics_are_those_of_trl(aggregate: str, loss_type: str, kl_coef: float) -> None:
+    """TRL 1.16's own loss, called on our tensors: its trainer's constants without its model."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 5)
+    old, ref = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    logprobs = (old + 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    advantages = torch.randn(6, generator=generator, dtype=torch.float64)
+    mask = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
+    logged: dict[str, list[float]] = {name: [] for name in (*TRL_METRICS, *TRL_OTHER_METRICS)}
+    trainer = trl_trainer(logprobs, loss_type, kl_coef, logged)
+    inputs = {
+        "prompt_ids": torch.zeros(6, 1), "prompt_mask": torch.ones(6, 1), "completion_ids": torch.zeros(shape),
+        "completion_mask": mask.long(), "advantages": advantages, "old_per_token_logps": old,
+        "ref_per_token_logps": ref,
+    }  # fmt: skip
+    theirs: Tensor = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    ours, metrics = grpo_loss(
+        logprobs, old, advantages, mask, clip_eps_high=0.3, aggregate=aggregate, ref_logprobs=ref, kl_coef=kl_coef
+    )
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)
+    gradients = [torch.autograd.grad(loss, logprobs)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    for name in TRL_METRICS if kl_coef else TRL_METRICS[1:]:
+        assert metrics[name] == pytest.approx(logged[name][0], abs=1e-6)  # TRL averages flags in float32
+    assert metrics["clip_ratio/low_mean"] > 0 and metrics["clip_ratio/high_mean"] > 0
+
+
+TRL_METRICS = ["kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"]
+TRL_OTHER_METRICS = ["entropy", "clip_ratio/low_min", "clip_ratio/high_max"]
+
+
+def trl_trainer(logprobs: Tensor, loss_type: str, kl_coef: float, logged: dict[str, list[float]]) -> Any:
+    """What `GRPOTrainer._compute_loss` reads from its trainer: constants, one process, and the log-probs of a model."""
+    accelerator = SimpleNamespace(
+        gather=lambda tensor: tensor, reduce=lambda tensor, reduction: tensor, num_processes=1
+    )
+    return SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        model=SimpleNamespace(training=True), args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
+        beta=kl_coef, loss_type=loss_type, tools=None, aux_loss_enabled=False, _entropy_bonus_enabled=False,
+        epsilon_low=0.2, epsilon_high=0.3, importance_sampling_level="token", top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None, use_vllm=False,
+        current_gradient_accumulation_steps=1, accelerator=accelerator, _metrics={"train": logged},
+    )  # fmt: skip

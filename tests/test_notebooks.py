@@ -1,0 +1,46 @@
+"""Every notebook runs from top to bottom in a fresh kernel, with small parameters."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from kit.study import execute_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"max_steps": 2, "prompts_per_step": 4, "eval_prompts": 8, "eval_steps": 1, "num_threads": 1}
+PARAMETERS = {
+    "00_tour.ipynb": SMALL,
+    "05_one_run.ipynb": SMALL | {"eval_samples": 2, "save_steps": 1, "sync_interval": 1},
+}
+
+
+def test_every_notebook_has_small_parameters_here() -> None:
+    assert sorted(PARAMETERS) == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_notebook_runs(name: str, tmp_path: Path) -> None:
+    output = execute_notebook(
+        ROOT / "notebooks" / name, tmp_path / name, PARAMETERS[name] | {"out_dir": str(tmp_path / "runs")}
+    )
+    cells = [cell for cell in nbformat.read(output, as_version=4).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    images = [data for cell in cells for out in cell.outputs for data in out.get("data", {}) if data == "image/png"]
+    assert images, "a notebook shows at least one figure"
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"group_size": 1, "objective": "grpo"}, "group_size must be at least 2 under GRPO"),
+        ({"model_name_or_path": "absent"}, "model_name_or_path must be a folder"),
+        ({"max_completion_length": 100_000}, "exceeds the model's context"),
+        ({"sync_interval": 0}, "None"),  # says what to write for offline
+    ],
+)
+def test_bad_parameters_stop_the_notebook_before_any_work(bad: dict[str, object], said: str, tmp_path: Path) -> None:
+    out_dir = tmp_path / "runs"
+    with pytest.raises(Exception, match=said):  # papermill's own error type, with the cell's traceback
+        execute_notebook(ROOT / "notebooks" / "05_one_run.ipynb", tmp_path / "x.ipynb", bad | {"out_dir": str(out_dir)})
+    assert not out_dir.exists()

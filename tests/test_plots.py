@@ -1,0 +1,60 @@
+"""Figures: what is drawn equals what was logged, and looks the same everywhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from kit.plots import REGIME_COLOURS, Curve, headline_table, plot_metric, regime
+
+
+def records(*accuracies: float) -> list[dict[str, float]]:
+    return [
+        {"step": 10 * i, "eval/accuracy": a, "eval/accuracy_low": a - 0.1, "eval/accuracy_high": a + 0.1, "eval/entropy": 0.5 - a / 2}
+        for i, a in enumerate(accuracies)
+    ]  # fmt: skip
+
+
+def test_the_three_regimes_are_told_by_the_interval() -> None:
+    assert [regime(s) for s in (None, 1, 2, 100)] == ["offline", "online", "semi-online", "semi-online"]
+
+
+def test_one_run_is_drawn_with_its_own_interval() -> None:
+    ax = Figure().subplots()
+    plot_metric(ax, [Curve("dpo", 1, (records(0.5, 0.7, 0.9),))], "eval/accuracy")
+    (line,) = ax.get_lines()
+    assert line.get_xydata().tolist() == [[0, 0.5], [10, 0.7], [20, 0.9]]
+    assert line.get_color() == REGIME_COLOURS["online"] and line.get_linestyle() == "-"
+    assert line.get_label() == "DPO, online (s = 1), 1 seed"
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.4, 1.0))  # low of the first, high of the last
+    assert ax.get_xlabel() == "optimizer step" and "fraction right" in ax.get_ylabel()
+
+
+def test_several_seeds_are_averaged_with_a_student_interval() -> None:
+    curve = Curve("grpo", None, (records(0.5, 0.6), records(0.5, 0.8)))
+    _, (step, interval) = curve.points("eval/accuracy")
+    # Two values 0.6 and 0.8: mean 0.7, standard error 0.1, and t(0.975, 1 degree of freedom) = 12.7062.
+    assert (step, interval.mean, interval.n) == (10, pytest.approx(0.7), 2)
+    assert interval.high - interval.mean == pytest.approx(1.27062, abs=1e-5)
+
+
+def test_a_step_that_one_seed_has_not_reached_is_left_out() -> None:
+    curve = Curve("dpo", 10, (records(0.5, 0.6, 0.7), records(0.5, 0.6)))
+    assert [step for step, _ in curve.points("eval/accuracy")] == [0, 10]
+
+
+def test_a_metric_that_was_never_logged_is_an_error() -> None:
+    with pytest.raises(KeyError, match=r"no record of DPO, online .* has the metric 'kl'"):
+        Curve("dpo", 1, (records(0.5),)).points("kl")
+
+
+def test_the_table_names_first_best_and_last() -> None:
+    table = headline_table([Curve("dpo", None, (records(0.50, 0.70, 0.40),))])
+    assert "| DPO, offline (s = ∞) | 1 | 0.50 | 0.70 (step 10) | **0.40** (0.30 to 0.50) | 0.250 | 0.300 |" in table
+
+
+def test_a_curve_is_read_from_run_directories(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(0.5, 0.6)))
+    assert Curve.read("dpo", 1, [tmp_path]).runs == (records(0.5, 0.6),)

@@ -1,0 +1,199 @@
+"""Loading, copying and scoring: batched scores equal those of one plain forward pass a rollout, gradients included."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from kit.models.policy import copy_weights, digest, frozen_copy, load_policy, score
+from kit.types import Rollout
+
+
+def rollout(prompt: list[int], completion: list[int]) -> Rollout:
+    return Rollout(tuple(prompt), tuple(completion), (0.0,) * len(completion), (0.0,) * len(completion), "", "stop", 0)
+
+
+A, B = [3, 21, 22, 15, 33, 1, 4], [3, 25, 1, 4]
+BATCHES = {
+    "one rollout": [rollout(A, [20, 21, 1])],
+    "a shared prompt": [rollout(A, [20, 21, 1]), rollout(A, [23]), rollout(A, [60, 61, 62, 63, 1])],
+    "different prompts": [rollout(A, [20, 21, 1]), rollout(B, [23, 1]), rollout([9, 8, 7], [1])],
+    "shared and different, mixed": [
+        rollout(A, [20, 1]), rollout(B, [23]), rollout(A, [60, 61, 62, 1]), rollout(B, [23, 24, 1]),
+    ],  # fmt: skip
+    "prompts of one token": [rollout([4], [20, 21]), rollout([4], [30]), rollout([7], [30, 31, 32])],
+    "one token beside many": [rollout([4], [20, 21]), rollout(A, [30, 1]), rollout([4], [5, 6, 7, 8])],
+    "the same rollout twice": [rollout(A, [20, 1]), rollout(A, [20, 1])],
+}  # fmt: skip
+
+
+def model_of(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    model, _ = load_policy(str(folder))
+    return model.to(dtype)
+
+
+def plain_scores(model: PreTrainedModel, item: Rollout, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies of a completion by one forward pass over prompt and completion, without cache or padding."""
+    ids = torch.tensor([item.prompt_ids + item.completion_ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(item.prompt_ids) - 1 : -1] / temperature
+    logprobs = logits - logits.exp().sum(-1, keepdim=True).log()
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs[torch.arange(len(item.completion_ids)), list(item.completion_ids)], entropy
+
+
+def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert len(found) == len(list(model.parameters()))
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_scores_equal_a_plain_forward_pass_in_values_and_gradients(
+    tiny_folder: Path, batch: str, temperature: float
+) -> None:
+    model, rollouts = model_of(tiny_folder), BATCHES[batch]
+    expected = [plain_scores(model, item, temperature) for item in rollouts]
+    # Arbitrary, different weights of every token, so that no gradient can hide behind another.
+    weights = [torch.linspace(0.3, 1.7, 2 * len(item.completion_ids)).double() + i for i, item in enumerate(rollouts)]
+    sum((w[::2] * lp).sum() + (w[1::2] * h).sum() for w, (lp, h) in zip(weights, expected, strict=True)).backward()  # type: ignore[union-attr]
+    expected_gradients = gradients(model)
+    found = score(model, rollouts, temperature=temperature)
+    loss = torch.zeros((), dtype=torch.float64)
+    for row, (item, weight, (logprobs, entropy)) in enumerate(zip(rollouts, weights, expected, strict=True)):
+        length = len(item.completion_ids)
+        assert found.completion_mask[row].tolist() == [i < length for i in range(found.logprobs.shape[1])]
+        torch.testing.assert_close(found.logprobs[row, :length], logprobs, rtol=0, atol=1e-9)
+        torch.testing.assert_close(found.entropy[row, :length], entropy, rtol=0, atol=1e-9)
+        loss = loss + (weight[::2] * found.logprobs[row, :length] + weight[1::2] * found.entropy[row, :length]).sum()
+    loss.backward()
+    for name, gradient in gradients(model).items():  # Llama's norms round to float32 inside, whatever the model's type
+        assert (gradient - expected_gradients[name]).norm() <= 1e-6 * expected_gradients[name].norm(), name
+
+
+def test_order_of_rollouts_does_not_matter(tiny_folder: Path) -> None:
+    model, rollouts = model_of(tiny_folder), BATCHES["shared and different, mixed"]
+    with torch.no_grad():
+        forwards, backwards = score(model, rollouts).logprobs, score(model, rollouts[::-1]).logprobs
+    torch.testing.assert_close(forwards, backwards.flip(0), rtol=0, atol=1e-12)
+
+
+def test_padding_is_zero_and_does_not_count(tiny_folder: Path) -> None:
+    with torch.no_grad():
+        found = score(model_of(tiny_folder), BATCHES["a shared prompt"])
+    assert found.completion_mask.sum(1).tolist() == [3, 1, 5]
+    assert bool((found.logprobs[~found.completion_mask] == 0).all())
+
+
+def test_temperature_one_hundred_is_nearly_uniform(tiny_folder: Path) -> None:
+    with torch.no_grad():
+        entropy = score(model_of(tiny_folder), BATCHES["one rollout"], temperature=1e6).entropy
+    assert entropy.tolist()[0] == pytest.approx([5.564520] * 3, abs=1e-5)  # ln 261, the size of the vocabulary
+
+
+def test_nothing_to_score_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(ValueError, match="rollouts is empty"):
+        score(model_of(tiny_folder), [])
+
+
+def test_a_copy_is_equal_frozen_and_apart(tiny_folder: Path) -> None:
+    model = model_of(tiny_folder, torch.float32)
+    copy = frozen_copy(model)
+    assert digest(copy) == digest(model)
+    assert not copy.training and not any(p.requires_grad for p in copy.parameters())
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert digest(copy) != digest(model)
+
+
+def test_copying_weights_makes_models_equal_and_measures_the_change(tiny_folder: Path) -> None:
+    source, target = model_of(tiny_folder, torch.float32), model_of(tiny_folder, torch.float32)
+    with torch.no_grad():
+        source.get_parameter("model.layers.0.mlp.up_proj.weight").add_(0.5)  # 48 x 32 numbers
+    tensors, delta_norm = copy_weights(source, target)
+    assert digest(source) == digest(target)
+    assert tensors == len(source.state_dict())
+    assert delta_norm == pytest.approx(0.5 * (48 * 32) ** 0.5, rel=1e-6)
+    assert copy_weights(source, target)[1] == 0.0
+
+
+def test_a_shared_tensor_counts_once_in_the_change(tiny_folder: Path) -> None:
+    source, target = model_of(tiny_folder, torch.float32), model_of(tiny_folder, torch.float32)
+    with torch.no_grad():
+        source.get_parameter("model.embed_tokens.weight").add_(0.5)  # 261 x 32 numbers, which are also the output layer's
+    assert copy_weights(source, target)[1] == pytest.approx(0.5 * (261 * 32) ** 0.5, rel=1e-6)
+
+
+def test_copying_between_architectures_is_refused_naming_tensors() -> None:
+    with pytest.raises(ValueError, match=r"one architecture; these tensors differ: \['bias'\]"):
+        copy_weights(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+    with pytest.raises(ValueError, match=r"these tensors differ: \['weight'\]"):
+        copy_weights(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(3, 2, bias=False))
+
+
+def test_digest_changes_with_a_single_bit() -> None:
+    model = torch.nn.Linear(3, 3)
+    before = digest(model)
+    with torch.no_grad():
+        model.weight[1, 2] = torch.nextafter(model.weight[1, 2], torch.tensor(torch.inf))
+    assert digest(model) != before
+
+
+def test_digest_distinguishes_zero_from_minus_zero_and_names_from_each_other() -> None:
+    weights = torch.nn.ParameterDict({"a": torch.zeros(1), "b": torch.zeros(1)})
+    digests = {digest(weights), digest(torch.nn.ParameterDict({"a": -torch.zeros(1), "b": torch.zeros(1)}))}
+    digests.add(digest(torch.nn.ParameterDict({"a": torch.zeros(1), "b": -torch.zeros(1)})))
+    digests.add(digest(torch.nn.ParameterDict({"a": torch.zeros(1), "c": torch.zeros(1)})))
+    assert len(digests) == 4
+
+
+def test_digest_reads_half_precision_and_single_numbers() -> None:
+    model = torch.nn.Linear(2, 2).bfloat16()
+    model.register_buffer("count", torch.tensor(3.0))
+    assert len(digest(model)) == 16
+
+
+def test_loading_gives_evaluation_mode_and_all_tokens(tiny_folder: Path) -> None:
+    model, tokenizer = load_policy(str(tiny_folder))
+    assert not model.training
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 0)
+
+
+def test_a_model_without_padding_token_pads_with_its_end(tiny_folder: Path, tmp_path: Path) -> None:
+    copied(tiny_folder, tmp_path, pad_token=None)
+    _, tokenizer = load_policy(str(tmp_path))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
+
+
+def test_a_tokenizer_without_end_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    copied(tiny_folder, tmp_path, eos_token=None)
+    with pytest.raises(ValueError, match="no end-of-sequence token, so no completion could ever end"):
+        load_policy(str(tmp_path))
+
+
+@pytest.mark.parametrize("kept", [(), ("model.safetensors",), ("config.json",)])
+def test_a_folder_without_a_model_is_refused_naming_it(tiny_folder: Path, tmp_path: Path, kept: tuple[str, ...]) -> None:
+    for name in kept:
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        load_policy(str(tmp_path))
+
+
+def test_a_folder_that_does_not_exist_is_refused_saying_what_to_do() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'no/such/model'.*data/seed; `make seed` rebuilds it"):
+        load_policy("no/such/model")
+
+
+def copied(source: Path, target: Path, **changes: str | None) -> None:
+    """The model's folder with other special tokens."""
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(target)
+    settings = json.loads((target / "tokenizer_config.json").read_text())
+    assert all(settings.get(name) == value for name, value in changes.items())

@@ -1,0 +1,79 @@
+"""Strict execution of notebooks: what papermill only warns about is refused before a kernel starts."""
+
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from kit.cli import main
+from kit.study import ParameterError, checked_parameters, execute_notebook, parse_value
+
+PARAMETERS = 'steps: int = 3  # how many\nname: str = "a"  # a word\nrate: float = 0.5  # a number\ninterval = 1  # type: int|None  s\n'
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    cells = [nbformat.v4.new_code_cell(PARAMETERS), nbformat.v4.new_code_cell("print(steps, name, rate, interval)")]
+    cells[0].metadata["tags"] = ["parameters"]
+    made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    path = tmp_path / "small.ipynb"
+    nbformat.write(made, path)
+    return path
+
+
+def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(notebook: Path) -> None:
+    with pytest.raises(ParameterError, match=r"no parameter 'step'.*steps: int.*name: str"):
+        checked_parameters(notebook, {"step": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "4"), ("steps", 4.5), ("steps", None), ("name", 1), ("rate", "fast"), ("interval", "ten"), ("interval", 0.5),
+        ("steps", True),  # Python counts True as an int; whoever writes it means something else
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_refused(notebook: Path, name: str, value: object) -> None:
+    with pytest.raises(ParameterError, match=f"parameter {name!r} must be"):
+        checked_parameters(notebook, {name: value})
+
+
+def test_what_fits_the_declaration_passes(notebook: Path) -> None:
+    given = {"steps": 4, "name": "b", "rate": 1, "interval": None}  # an int is a fine value for a float
+    assert checked_parameters(notebook, given) == given
+
+
+def test_a_refused_execution_writes_nothing(notebook: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "executed.ipynb"
+    with pytest.raises(ParameterError):
+        execute_notebook(notebook, output, {"setps": 4})
+    assert not output.parent.exists()
+
+
+def test_the_command_line_says_what_is_wrong_and_exits_with_2(
+    notebook: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["execute", str(notebook), str(tmp_path / "out.ipynb"), "-p", "steps", "many"]) == 2
+    assert "parameter 'steps' must be int, got 'many'" in capsys.readouterr().err
+    assert main(["execute", "absent.ipynb", str(tmp_path / "out.ipynb")]) == 2
+    assert "absent.ipynb" in capsys.readouterr().err
+
+
+def test_an_executed_notebook_holds_the_injected_values(notebook: Path, tmp_path: Path) -> None:
+    assert main(["execute", str(notebook), str(tmp_path / "out.ipynb"), "-p", "interval", "None", "-p", "rate", "1e-3"]) == 0
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text == "3 a 0.001 None\n"
+
+
+def test_papermill_alone_would_only_warn(notebook: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), {"setps": 4}, progress_bar=False)
+    assert "unknown parameter: setps" in caplog.text  # the day this fails, ours may go
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("10", 10), ("1e-4", 1e-4), ("None", None), ("True", True), ("dpo", "dpo"), ("a b", "a b"), ("-1", -1)]
+)
+def test_command_line_values_are_python_literals_or_strings(text: str, value: object) -> None:
+    parsed = parse_value(text)
+    assert parsed == value and type(parsed) is type(value)
