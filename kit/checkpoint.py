@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
 A checkpoint is a folder `step_NNNNNN` of safetensors files and a `state.json` with their checksums. It is written under
-another name and renamed when complete, so a killed run leaves either a whole checkpoint or none. Randomness needs no state:
-every draw derives from (seed, step).
+another name and renamed when complete, so a killed run leaves either a whole checkpoint or none. Randomness needs no
+state: every draw derives from (seed, step).
 """
 
 import hashlib
@@ -89,7 +89,9 @@ def load_checkpoint(path: Path) -> tuple[Position, dict[str, dict[str, torch.Ten
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimizer's state as flat named tensors `{parameter index}/{name}`: no pickle."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:

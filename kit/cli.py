@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     execute.add_argument("notebook", type=Path)
     execute.add_argument("output", type=Path)
     execute.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    study = commands.add_parser("study", help="execute the unfinished runs of a folder's study.yaml, collect results.csv")
+    study = commands.add_parser(
+        "study", help="execute the unfinished runs of a folder's study.yaml, collect results.csv"
+    )
     study.add_argument("folder", type=Path)
     study.add_argument("--jobs", type=int, default=1, help="runs at a time")
     chosen = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """The configuration of a run: plain numbers and names, nothing that belongs to one algorithm only.
 
-Constants of an algorithm travel with its objective (`kit.objectives`), those of a schedule with the schedule (`kit.sync`).
-Names are TRL's or transformers' where those have the same quantity.
+Constants of an algorithm travel with its objective (`kit.objectives`), those of a schedule with the schedule
+(`kit.sync`). Names are TRL's or transformers' where those have the same quantity.
 """
 
 from dataclasses import dataclass, field

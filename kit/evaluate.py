@@ -10,14 +10,14 @@ from kit.config import Sampling
 from kit.rewards.combine import RewardFunction, score
 from kit.samplers import Sampler
 from kit.statistics import Interval, cluster_bootstrap, pass_at_k, wilson_interval
-from kit.types import Group, Prompt
+from kit.types import Group, Messages, Prompt
 
 RESAMPLES = 1000  # of the bootstrap over problems
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. A completion is right when its total reward is 1 or more; unjudged ones count as wrong."""
+    """What an evaluation found. A completion is right if its total reward is 1 or more; unjudged counts as wrong."""
 
     accuracy: Interval  # of completions sampled as in training; interval over problems
     greedy_accuracy: Interval  # one completion a problem, Wilson
@@ -29,16 +29,21 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Flat, as they are logged."""
         found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length}
-        for name, interval in (
-            ("accuracy", self.accuracy), ("greedy_accuracy", self.greedy_accuracy), (f"pass_at_{self.k}", self.pass_at_k)
-        ):  # fmt: skip
-            found |= {f"eval/{name}": interval.mean, f"eval/{name}_low": interval.low, f"eval/{name}_high": interval.high}
+        intervals = {
+            "accuracy": self.accuracy,
+            "greedy_accuracy": self.greedy_accuracy,
+            f"pass_at_{self.k}": self.pass_at_k,
+        }
+        for name, interval in intervals.items():
+            found |= {
+                f"eval/{name}": interval.mean,
+                f"eval/{name}_low": interval.low,
+                f"eval/{name}_high": interval.high,
+            }
         return found
 
 
-def score_groups(
-    groups: Sequence[Group], functions: Sequence[RewardFunction], weights: Sequence[float]
-) -> list[Group]:
+def score_groups(groups: Sequence[Group], functions: Sequence[RewardFunction], weights: Sequence[float]) -> list[Group]:
     """The groups with their rewards, all completions in one call of each function.
 
     Completions are conversational (`[{"role": "assistant", "content": ...}]`) where the prompt is, as in TRL.
@@ -48,9 +53,7 @@ def score_groups(
     totals, by_function = score(
         functions, weights,
         prompts=[prompt.content for prompt, _ in flat],
-        completions=[
-            r.text if isinstance(prompt.content, str) else [{"role": "assistant", "content": r.text}] for prompt, r in flat
-        ],
+        completions=[_as_completion(prompt, rollout.text) for prompt, rollout in flat],
         completion_ids=[list(r.completion_ids) for _, r in flat],
         columns={name: [prompt.columns[name] for prompt, _ in flat] for name in names},
     )  # fmt: skip
@@ -61,6 +64,10 @@ def score_groups(
         scored.append(replace(group, rewards=tuple(totals[start:end]), rewards_by_function=by_name))
         start = end
     return scored
+
+
+def _as_completion(prompt: Prompt, text: str) -> str | Messages:
+    return text if isinstance(prompt.content, str) else [{"role": "assistant", "content": text}]
 
 
 def evaluate(
@@ -78,7 +85,9 @@ def evaluate(
     greedy = score_groups(sampler.generate(prompts, 1, seed=seed, sampling=greedy_sampling), functions, weights)
     right = torch.tensor([_is_right(group) for group in sampled], dtype=torch.float64)
     rollouts = [rollout for group in sampled for rollout in group.rollouts]
-    any_right = torch.tensor([[pass_at_k(int(n), samples, samples)] for n in right.sum(1).tolist()], dtype=torch.float64)
+    any_right = torch.tensor(
+        [[pass_at_k(int(n), samples, samples)] for n in right.sum(1).tolist()], dtype=torch.float64
+    )
     greedy_right = sum(_is_right(group)[0] for group in greedy)
     return Evaluation(
         accuracy=cluster_bootstrap(right, seed=0, resamples=RESAMPLES),

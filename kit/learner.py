@@ -62,15 +62,16 @@ class Learner:
         found = {"loss": total_loss, "grad_norm": float(norm), "learning_rate": learning_rate}
         if not (math.isfinite(total_loss) and math.isfinite(found["grad_norm"])):
             raise NonFiniteError(
-                f"loss {total_loss} and gradient norm {found['grad_norm']} at step {step}: expected finite numbers. The weights "
-                f"were not updated and the logs are complete up to here; lower learning_rate (now {learning_rate:g}) or max_grad_norm"
+                f"expected a finite loss and gradient at step {step}, came loss {total_loss} and gradient norm "
+                f"{found['grad_norm']}. The weights were not updated and the logs are complete up to here: lower "
+                f"learning_rate (now {learning_rate:g}) or max_grad_norm (now {self.config.max_grad_norm:g})"
             )
         if examples:
             self.optimizer.step()
         return found | sums
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        """Examples of similar length together, so that little padding is computed; a permutation, so the sum is the same."""
+        """Examples of similar length together, so that little padding is computed; their order changes no sum."""
         ordered = sorted(examples, key=lambda e: max(len(r.prompt_ids) + len(r.completion_ids) for r in e.rollouts))
         batch: list[Example] = []
         for example in ordered:

@@ -1,13 +1,13 @@
 """Objectives: which rollouts of a scored group train, as what, and under which loss.
 
-An objective is a frozen value that is passed to the run. Adding one takes a class here or in a file of its own, its tests,
-and a line in `OBJECTIVES`.
+An objective is a frozen value that is passed to the run. Adding one takes a class here or in a file of its own, its
+tests, and a line in `OBJECTIVES`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,7 @@ Advantages = Callable[[torch.Tensor], torch.Tensor]
 Loss = tuple[torch.Tensor, dict[str, float]]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the run loop asks of a training objective."""
 
@@ -52,8 +53,8 @@ class Objective(Protocol):
 class DPO:
     """Online DPO on one pair a prompt: a random correct completion against a random incorrect one.
 
-    The sum over pairs is divided by the number of *prompts*, as in the authors' code, so a prompt without a pair makes the
-    step smaller instead of the remaining pairs heavier.
+    The sum over pairs is divided by the number of *prompts*, as in the authors' code, so a prompt without a pair makes
+    the step smaller instead of the remaining pairs heavier.
 
     Attributes:
         beta: strength of the pull toward the reference, > 0.
@@ -170,4 +171,7 @@ def _require(holds: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name} must be {expected}, got {got!r}")
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"dpo": DPO, "grpo": GRPO}  # for papermill, whose parameters are strings
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "dpo": DPO,
+    "grpo": GRPO,
+}  # for papermill, whose parameters are strings

@@ -73,10 +73,16 @@ def plot_metric(ax: Axes, curves: Sequence[Curve], metric: str) -> None:
         colour = REGIME_COLOURS[regime(curve.sync_interval)]
         count = len(curve.runs)
         ax.plot(
-            steps, [i.mean for i in intervals], color=colour, linestyle=LINE_STYLES.get(curve.objective, "-."), linewidth=1.8,
+            steps,
+            [interval.mean for interval in intervals],
+            color=colour,
+            linestyle=LINE_STYLES.get(curve.objective, "-."),
+            linewidth=1.8,
             label=f"{curve.label}, {count} seed{'s' if count > 1 else ''}",
-        )  # fmt: skip
-        ax.fill_between(steps, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, linewidth=0)
+        )
+        ax.fill_between(
+            steps, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, linewidth=0
+        )
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(LABELS.get(metric, metric))
     ax.spines[["top", "right"]].set_visible(False)
@@ -93,13 +99,16 @@ def _interval(records: Sequence[Mapping[str, Any]], metric: str) -> Interval:
 
 def headline_table(curves: Sequence[Curve]) -> str:
     """First, best and last sampled accuracy and last entropy of every curve, as a Markdown table."""
-    rows = ["| arm | seeds | accuracy: first | best | last (95 % interval) | entropy: first | last |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| arm | seeds | accuracy: first | best | last (95 % interval) | entropy: first | last |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for curve in curves:
         accuracy, entropy = curve.points("eval/accuracy"), curve.points("eval/entropy")
         best_step, best = max(accuracy, key=lambda point: point[1].mean)
-        last = accuracy[-1][1]
+        last, entropies = accuracy[-1][1], [interval.mean for _, interval in entropy]
         rows.append(
             f"| {curve.label} | {len(curve.runs)} | {accuracy[0][1].mean:.2f} | {best.mean:.2f} (step {best_step}) "
-            f"| **{last.mean:.2f}** ({last.low:.2f} to {last.high:.2f}) | {entropy[0][1].mean:.3f} | {entropy[-1][1].mean:.3f} |"
+            f"| **{last.mean:.2f}** ({last.low:.2f} to {last.high:.2f}) | {entropies[0]:.3f} | {entropies[-1]:.3f} |"
         )
     return "\n".join(rows)

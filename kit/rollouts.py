@@ -43,13 +43,22 @@ def group_metrics(
 def rollout_columns(groups: Sequence[Group], selected: Sequence[Sequence[Example]]) -> dict[str, list[Any]]:
     """One row a rollout, for the parquet file of a step."""
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("prompt_id", "completion", "reward", "version", "finish_reason", "old_logprob", "tokens", "role")
+        name: []
+        for name in ("prompt_id", "completion", "reward", "version", "finish_reason", "old_logprob", "tokens", "role")
     }
     for group, examples in zip(groups, selected, strict=True):
         roles = roles_of(examples)
         for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
-            row = (group.prompt.id, rollout.text, reward, rollout.version, rollout.finish_reason, sum(rollout.old_logprobs),
-                   len(rollout.completion_ids), roles.get(id(rollout), "unused"))  # fmt: skip
+            row = (
+                group.prompt.id,
+                rollout.text,
+                reward,
+                rollout.version,
+                rollout.finish_reason,
+                sum(rollout.old_logprobs),
+                len(rollout.completion_ids),
+                roles.get(id(rollout), "unused"),
+            )
             for values, value in zip(columns.values(), row, strict=True):
                 values.append(value)
     return columns

@@ -1,7 +1,7 @@
 """Executing notebooks with parameters, one or a grid of them, strictly: papermill only warns about an unknown name.
 
-A study is a folder with a `study.yaml`: a notebook, the parameters that all runs share, the arms, and the training seeds.
-Its run directories and executed notebooks go to `runs/`, its numbers to `results.csv`.
+A study is a folder with a `study.yaml`: a notebook, the parameters that all runs share, the arms, and the training
+seeds. Its run directories and executed notebooks go to `runs/`, its numbers to `results.csv`.
 """
 
 import ast
@@ -58,7 +58,8 @@ def checked_parameters(notebook: str | Path, given: Mapping[str, Any]) -> dict[s
         is_wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
         if allowed and is_wrong:
             raise ParameterError(
-                f"{Path(notebook).name}: parameter {name!r} must be {annotation}, got {value!r} ({type(value).__name__})"
+                f"{Path(notebook).name}: parameter {name!r} must be {annotation}, "
+                f"got {value!r} ({type(value).__name__})"
             )
     return dict(given)
 
@@ -95,7 +96,12 @@ def study_runs(folder: Path) -> dict[str, dict[str, Any]]:
     """
     study = yaml.safe_load((folder / "study.yaml").read_text())
     runs = {
-        f"{arm}_seed{seed}": {**study["shared"], **own, "seed": seed, "out_dir": str(folder / "runs" / f"{arm}_seed{seed}")}
+        f"{arm}_seed{seed}": {
+            **study["shared"],
+            **own,
+            "seed": seed,
+            "out_dir": str(folder / "runs" / f"{arm}_seed{seed}"),
+        }
         for arm, own in study["arms"].items()
         for seed in study["seeds"]
     }
@@ -125,7 +131,9 @@ def run_study(folder: Path, *, jobs: int = 1) -> Path:
     with ThreadPoolExecutor(jobs) as pool:
         failed = [name for name, is_done in zip(runs, pool.map(execute, runs), strict=True) if not is_done]
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; see the last cells of {folder / 'runs'}/NAME.ipynb: {failed}")
+        raise RuntimeError(
+            f"{len(failed)} of {len(runs)} runs failed; see the last cells of {folder / 'runs'}/NAME.ipynb: {failed}"
+        )
     return collect(folder)
 
 

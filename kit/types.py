@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length"]
 class Prompt:
     """One row of a prompt-only dataset in TRL's format.
 
-    `id` is unique and stable within the task: seeds are derived from it. `content` is what TRL calls `prompt`: a string, or
+    `id` is unique and stable within the task: seeds derive from it. `content` is what TRL calls `prompt`: a string, or
     chat messages. `columns` holds the other columns (`solution`, `task`, ...), which reward functions receive.
     """
 

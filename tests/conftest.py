@@ -20,6 +20,8 @@ import torch
 torch.set_num_threads(1)
 
 if TYPE_CHECKING:  # a test that needs the kit imports it later than this, under the hook that checks shapes
+    from transformers import PreTrainedModel
+
     from kit.run import Run
     from kit.types import Prompt
 
@@ -124,6 +126,36 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ARCHITECTURES: dict[str, dict[str, Any]] = {  # each with what sets it apart from Llama
+    "Qwen3": {"head_dim": 8},  # norms of queries and keys
+    "Mistral": {"sliding_window": 4},
+    "Gemma3Text": {"head_dim": 8, "sliding_window": 4},  # local and global layers, scaled embeddings
+    "Gemma2": {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 5.0},
+    "Phi": {},  # a bias in the output layer
+    "Granite": {"logits_scaling": 3.0},
+    "Cohere": {"logit_scale": 0.2},
+}
+
+
+def tiny_architecture(name: str) -> "PreTrainedModel":
+    """An untrained model of another architecture, for the tokenizer of `tiny_folder`."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 261, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "eos_token_id": 1,
+        "pad_token_id": 0, "bos_token_id": None,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**(sizes | ARCHITECTURES[name]))
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):  # zero until it is trained
+                parameter.normal_()
+    return model
+
+
 @pytest.fixture
 def start(tiny_folder: Path) -> "Callable[..., Run]":
     """`start(out_dir, **changes)`: see `tiny_run`."""
@@ -133,7 +165,7 @@ def start(tiny_folder: Path) -> "Callable[..., Run]":
 @pytest.fixture(scope="session")
 def seed_folder() -> Path:
     """The embedded seed model."""
-    return Path(os.environ.get("KIT_TEST_SEED") or Path(__file__).parents[1] / "data" / "seed")
+    return Path(__file__).parents[1] / "data" / "seed"
 
 
 def untimed(out_dir: Path) -> list[str]:

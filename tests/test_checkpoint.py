@@ -19,7 +19,10 @@ from kit.checkpoint import (
 
 POSITION = Position(step=12, sampler_version=9, ref_version=4)
 PARTS = {
-    "policy": {"a.weight": torch.tensor([[0.1, -0.0], [torch.nan, torch.inf]]), "b": torch.tensor(3, dtype=torch.int64)},
+    "policy": {
+        "a.weight": torch.tensor([[0.1, -0.0], [torch.nan, torch.inf]]),
+        "b": torch.tensor(3, dtype=torch.int64),
+    },
     "sampler": {"a.weight": torch.arange(6.0).view(2, 3).T},  # not contiguous
     "half": {"c": torch.tensor([1.0, 1 / 3], dtype=torch.bfloat16), "empty": torch.zeros(0, 4)},
     "optimizer": {},
@@ -97,7 +100,9 @@ def test_a_damaged_tensor_file_is_refused_naming_it(saved: Path, name: str, dama
         file.unlink()
     else:
         flipped = content[:-1] + bytes([content[-1] ^ 1])
-        file.write_bytes({"flipped": flipped, "truncated": content[:-1], "extended": content + b"x", "empty": b""}[damage])
+        file.write_bytes(
+            {"flipped": flipped, "truncated": content[:-1], "extended": content + b"x", "empty": b""}[damage]
+        )
     with pytest.raises(CheckpointError) as raised:
         load_checkpoint(saved)
     assert file.name in str(raised.value) and "expected SHA-256" in str(raised.value)

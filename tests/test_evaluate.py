@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from kit.sync import Never
 from kit.types import Group, Prompt, Rollout
 
 SAMPLING = Sampling(max_completion_length=9)
-PROMPTS = [Prompt("a", "1+1=", {"solution": "2"}), Prompt("b", "2+2=", {"solution": "4"}), Prompt("c", "0+0=", {"solution": "0"})]
+PROMPTS = [
+    Prompt("a", "1+1=", {"solution": "2"}),
+    Prompt("b", "2+2=", {"solution": "4"}),
+    Prompt("c", "0+0=", {"solution": "0"}),
+]
 
 
 @dataclass
@@ -58,7 +63,9 @@ GREEDY = {"a": "2", "b": "5", "c": "?"}
 
 
 def test_accuracies_by_hand() -> None:
-    found = evaluate(CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING)
+    found = evaluate(
+        CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING
+    )
     assert found.accuracy.mean == pytest.approx(5 / 12)  # 4 + 1 + 0 of 12; what nobody could judge counts as wrong
     assert found.pass_at_k.mean == pytest.approx(2 / 3)  # a and b were solved at least once
     assert found.k == 4
@@ -69,23 +76,32 @@ def test_accuracies_by_hand() -> None:
 
 
 def test_intervals_are_over_problems() -> None:
-    # Problem means are 1, 1/4 and 0. With 3 problems the bootstrap mean is that of 3 draws: its 2.5 % and 97.5 % quantiles
-    # are the smallest (0, chance 1/27) and the largest (1, chance 1/27) of the 27 outcomes.
-    found = evaluate(CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING)
+    # Problem means are 1, 1/4 and 0. A bootstrap mean is that of 3 draws from them: the 2.5 and 97.5 % quantiles of its
+    # 27 outcomes are the smallest (0, chance 1/27) and the largest (1, chance 1/27).
+    found = evaluate(
+        CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING
+    )
     assert (found.accuracy.low, found.accuracy.high) == pytest.approx((0.0, 1.0))
     assert (found.pass_at_k.low, found.pass_at_k.high) == pytest.approx((0.0, 1.0))
 
 
 def test_metrics_carry_the_names_of_the_log() -> None:
-    found = evaluate(CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING)
+    found = evaluate(
+        CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING
+    )
     metrics = found.metrics()
     assert metrics["eval/accuracy"] == found.accuracy.mean
-    assert (metrics["eval/pass_at_4_low"], metrics["eval/pass_at_4_high"]) == (found.pass_at_k.low, found.pass_at_k.high)
+    assert (metrics["eval/pass_at_4_low"], metrics["eval/pass_at_4_high"]) == (
+        found.pass_at_k.low,
+        found.pass_at_k.high,
+    )
     assert len(metrics) == 11
 
 
 def test_length_and_entropy_are_means_of_the_sampled_completions() -> None:
-    found = evaluate(CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING)
+    found = evaluate(
+        CannedSampler(CANNED, GREEDY), PROMPTS, [is_solution], [1.0], samples=4, seed=(0,), sampling=SAMPLING
+    )
     # 12 completions: ten of 2 tokens (entropies 0, 1), one of 1 token (0), one of 3 (0, 1, 2): 24 tokens, entropies 13.
     assert found.mean_length == pytest.approx(24 / 12)
     assert found.entropy == pytest.approx(13 / 24)
@@ -150,7 +166,8 @@ def test_the_seed_model_is_as_accurate_greedily_as_its_greedy_completions(seed_f
 
     task, sampler = Arithmetic(), TransformersSampler(*load_policy(str(seed_folder)), share=True)
     prompts = [
-        Prompt(text, [{"role": "user", "content": f"{text}="}], {"solution": answer}) for text, answer in task.problems(40)
+        Prompt(text, [{"role": "user", "content": f"{text}="}], {"solution": answer})
+        for text, answer in islice(task.problems(), 40)
     ]
     found = evaluate(sampler, prompts, *task.rewards(), samples=2, seed=(0,), sampling=Sampling())
     texts = [g.rollouts[0].text for g in sampler.generate(prompts, 1, seed=(0,), sampling=Sampling(temperature=0.0))]

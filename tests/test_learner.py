@@ -1,6 +1,5 @@
 """One optimizer step: the gradient is the objective's, written out by hand, however the batch is cut up."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,9 @@ def scored_groups(model: PreTrainedModel) -> list[Group]:
             completion = tuple(torch.randint(5, 200, (length,), generator=generator).tolist())
             rollout = Rollout(prompt_ids, completion, (0.0,) * length, (0.0,) * length, "", "stop", 0)
             noise = 0.3 * torch.randn(length, generator=generator)
-            rollouts.append(replace(rollout, old_logprobs=tuple((logprobs_and_entropies(model, rollout)[0] + noise).tolist())))
+            rollouts.append(
+                replace(rollout, old_logprobs=tuple((logprobs_and_entropies(model, rollout)[0] + noise).tolist()))
+            )
         groups.append(Group(Prompt(str(number), "", {}), tuple(rollouts), rewards))
     return groups
 
@@ -223,7 +224,9 @@ def test_not_a_number_in_the_loss_stops_before_the_weights_change(tiny_folder: P
         learner.reference.model.get_parameter("model.norm.weight")[0] = torch.nan
     groups, before = scored_groups(load_policy(str(tiny_folder))[0]), digest(learner.policy)
     examples = examples_of(learner.objective, groups)
-    with pytest.raises(NonFiniteError, match=r"loss nan and gradient norm nan at step 17: .* lower learning_rate \(now 0.1\)"):
+    with pytest.raises(
+        NonFiniteError, match=r"loss nan and gradient norm nan at step 17: .* lower learning_rate \(now 0.1\)"
+    ):
         learner.update(examples, totals_of(groups, examples), step=17)
     assert digest(learner.policy) == before
 
@@ -233,7 +236,7 @@ def test_an_infinite_gradient_stops_before_the_weights_change(tiny_folder: Path)
     groups, before = scored_groups(load_policy(str(tiny_folder))[0]), digest(learner.policy)
     examples = examples_of(learner.objective, groups)
     learner.policy.get_parameter("model.layers.0.mlp.up_proj.weight").register_hook(lambda g: g * torch.inf)
-    with pytest.raises(NonFiniteError, match="gradient norm (nan|inf) at step 3"):
+    with pytest.raises(NonFiniteError, match=r"at step 3.*gradient norm (nan|inf)"):
         learner.update(examples, totals_of(groups, examples), step=3)
     assert digest(learner.policy) == before
 

@@ -35,7 +35,7 @@ def test_notebook_runs(name: str, tmp_path: Path) -> None:
     [
         ({"group_size": 1, "objective": "grpo"}, "group_size must be at least 2 under GRPO"),
         ({"model_name_or_path": "absent"}, "model_name_or_path must be a folder"),
-        ({"max_completion_length": 100_000}, "exceeds the model's context"),
+        ({"max_completion_length": 100_000}, "must fit into the model"),
         ({"sync_interval": 0}, "None"),  # says what to write for offline
     ],
 )

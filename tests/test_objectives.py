@@ -152,7 +152,7 @@ def test_dpo_divides_by_prompts_not_by_pairs() -> None:
 
 
 def test_dpo_loss_by_hand() -> None:
-    # log-ratios: chosen -3 - -4 = 1, rejected -3 - -1 = -2; margin 0.5 * (1 + 2) = 1.5; -ln sigma(1.5) = ln(1 + e^-1.5).
+    # Log-ratios: chosen -3 - -4 = 1, rejected -3 - -1 = -2. Margin 0.5 * (1 + 2) = 1.5; the loss is ln(1 + e^-1.5).
     found, reference = scores([[-1.0, -2.0], [-3.0]]), scores([[-2.0, -2.0], [-1.0]])
     loss, metrics = DPO(beta=0.5).loss(PAIR, found, reference, Totals(1, 8, 9, 1))
     assert loss.item() == pytest.approx(0.2014132779827524, abs=1e-12)
@@ -173,7 +173,7 @@ def test_dpo_without_a_reference_is_refused() -> None:
         DPO().loss(PAIR, scores([[-1.0], [-1.0]]), None, Totals(1, 2, 2, 1))
 
 
-# Two rollouts of 1 and 3 tokens, advantages 1 and -2, sampled by the policy itself (ratio 1), of 8 rollouts and 40 tokens.
+# Two of 8 rollouts, with 1 and 3 of 40 tokens, advantages 1 and -2, sampled by the policy itself (ratio 1).
 ON_POLICY = [
     Example((rollout(0, length=1, old=-1.0),), (1.0,)), Example((rollout(1, length=3, old=-2.0),), (-2.0,)),
 ]  # fmt: skip
@@ -208,7 +208,7 @@ def test_shares_of_micro_batches_add_up(aggregate: str, kl_coef: float) -> None:
 
 
 def test_grpo_clips_and_adds_the_kl_by_hand() -> None:
-    # One token, ratio e^(-1 + 1.5) = 1.6487, clipped to 1.2, advantage 1. k3 with d = -1.3 + 1 = -0.3: e^-0.3 + 0.3 - 1.
+    # One token, ratio e^(-1 + 1.5) = 1.6487, clipped to 1.2; advantage 1. k3 with d = -1.3 + 1: e^-0.3 + 0.3 - 1.
     example = [Example((rollout(0, length=1, old=-1.5),), (1.0,))]
     loss, metrics = GRPO(kl_coef=0.5).loss(example, scores([[-1.0]]), scores([[-1.3]]), Totals(1, 2, 2, 1))
     assert metrics["kl"] == pytest.approx(0.0408182206817179, abs=1e-12)
@@ -217,7 +217,7 @@ def test_grpo_clips_and_adds_the_kl_by_hand() -> None:
 
 
 def test_grpo_reads_old_logprobs_row_by_row() -> None:
-    # Ratios e^0.1 and e^-0.1, e^0, e^0.2 within the clip range of 0.5; advantages 1 and -2; token means over 2 rollouts.
+    # Ratios e^0.1 and e^-0.1, e^0, e^0.2, none clipped at 0.5; advantages 1 and -2; token means over 2 rollouts.
     examples = [
         Example((Rollout((3,), (5,), (-1.1,), (0.0,), "", "stop", 0),), (1.0,)),
         Example((Rollout((3,), (5, 6, 7), (-1.9, -2.0, -2.2), (0.0,) * 3, "", "stop", 0),), (-2.0,)),

@@ -11,9 +11,15 @@ from kit.plots import REGIME_COLOURS, Curve, headline_table, plot_metric, regime
 
 def records(*accuracies: float) -> list[dict[str, float]]:
     return [
-        {"step": 10 * i, "eval/accuracy": a, "eval/accuracy_low": a - 0.1, "eval/accuracy_high": a + 0.1, "eval/entropy": 0.5 - a / 2}
+        {
+            "step": 10 * i,
+            "eval/accuracy": a,
+            "eval/accuracy_low": a - 0.1,
+            "eval/accuracy_high": a + 0.1,
+            "eval/entropy": 0.5 - a / 2,
+        }
         for i, a in enumerate(accuracies)
-    ]  # fmt: skip
+    ]
 
 
 def test_the_three_regimes_are_told_by_the_interval() -> None:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from kit.models.policy import copy_weights, digest, frozen_copy, load_policy, score
 from kit.types import Rollout
+from tests.conftest import ARCHITECTURES, tiny_architecture
 
 
 def rollout(prompt: list[int], completion: list[int]) -> Rollout:
@@ -21,12 +22,13 @@ BATCHES = {
     "a shared prompt": [rollout(A, [20, 21, 1]), rollout(A, [23]), rollout(A, [60, 61, 62, 63, 1])],
     "different prompts": [rollout(A, [20, 21, 1]), rollout(B, [23, 1]), rollout([9, 8, 7], [1])],
     "shared and different, mixed": [
-        rollout(A, [20, 1]), rollout(B, [23]), rollout(A, [60, 61, 62, 1]), rollout(B, [23, 24, 1]),
-    ],  # fmt: skip
+        *(rollout(A, [20, 1]), rollout(B, [23])),
+        *(rollout(A, [60, 61, 62, 1]), rollout(B, [23, 24, 1])),
+    ],
     "prompts of one token": [rollout([4], [20, 21]), rollout([4], [30]), rollout([7], [30, 31, 32])],
     "one token beside many": [rollout([4], [20, 21]), rollout(A, [30, 1]), rollout([4], [5, 6, 7, 8])],
     "the same rollout twice": [rollout(A, [20, 1]), rollout(A, [20, 1])],
-}  # fmt: skip
+}
 
 
 def model_of(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
@@ -35,7 +37,7 @@ def model_of(folder: Path, dtype: torch.dtype = torch.float64) -> PreTrainedMode
 
 
 def plain_scores(model: PreTrainedModel, item: Rollout, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of a completion by one forward pass over prompt and completion, without cache or padding."""
+    """Log-probs and entropies of a completion by one forward pass over it and its prompt, without cache or padding."""
     ids = torch.tensor([item.prompt_ids + item.completion_ids])
     logits = model(input_ids=ids, use_cache=False).logits[0, len(item.prompt_ids) - 1 : -1] / temperature
     logprobs = logits - logits.exp().sum(-1, keepdim=True).log()
@@ -72,6 +74,24 @@ def test_scores_equal_a_plain_forward_pass_in_values_and_gradients(
     loss.backward()
     for name, gradient in gradients(model).items():  # Llama's norms round to float32 inside, whatever the model's type
         assert (gradient - expected_gradients[name]).norm() <= 1e-6 * expected_gradients[name].norm(), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_of_other_architectures_equal_a_plain_forward_pass(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    model = tiny_architecture(name)
+    copied(tiny_folder, tmp_path)
+    model.save_pretrained(tmp_path)
+    try:
+        loaded, _ = load_policy(str(tmp_path))
+        found = score(loaded, BATCHES["shared and different, mixed"])
+    except ValueError as refusal:  # the output layer is more than a matrix: to refuse such a model is right as well
+        assert name in str(refusal)
+        return
+    for row, item in enumerate(BATCHES["shared and different, mixed"]):
+        logprobs, entropy = plain_scores(model, item, 1.0)
+        torch.testing.assert_close(found.logprobs[row, : len(logprobs)], logprobs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.entropy[row, : len(entropy)], entropy, rtol=0, atol=1e-4)
 
 
 def test_order_of_rollouts_does_not_matter(tiny_folder: Path) -> None:
@@ -123,7 +143,9 @@ def test_copying_weights_makes_models_equal_and_measures_the_change(tiny_folder:
 def test_a_shared_tensor_counts_once_in_the_change(tiny_folder: Path) -> None:
     source, target = model_of(tiny_folder, torch.float32), model_of(tiny_folder, torch.float32)
     with torch.no_grad():
-        source.get_parameter("model.embed_tokens.weight").add_(0.5)  # 261 x 32 numbers, which are also the output layer's
+        source.get_parameter("model.embed_tokens.weight").add_(
+            0.5
+        )  # 261 x 32 numbers, which are also the output layer's
     assert copy_weights(source, target)[1] == pytest.approx(0.5 * (261 * 32) ** 0.5, rel=1e-6)
 
 
@@ -175,7 +197,9 @@ def test_a_tokenizer_without_end_is_refused(tiny_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kept", [(), ("model.safetensors",), ("config.json",)])
-def test_a_folder_without_a_model_is_refused_naming_it(tiny_folder: Path, tmp_path: Path, kept: tuple[str, ...]) -> None:
+def test_a_folder_without_a_model_is_refused_naming_it(
+    tiny_folder: Path, tmp_path: Path, kept: tuple[str, ...]
+) -> None:
     for name in kept:
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):

@@ -32,7 +32,10 @@ def test_a_good_receipt_passes(receipt: Receipt) -> None:
         (replace(GOOD, probe_parity=1.1e-4), r"differ by 1\.10e-04 nats, allowed are 1e-04"),
         (replace(GOOD, probe_parity=float("nan")), "differ by nan nats"),
         (replace(GOOD, probe_parity=float("inf")), "differ by inf nats"),
-        (replace(GOOD, probe_moved=0.0), r"moved by 5\.00e-01, yet the sampler's log-probs on the probe did not change"),
+        (
+            replace(GOOD, probe_moved=0.0),
+            r"moved by 5\.00e-01, yet the sampler's log-probs on the probe did not change",
+        ),
     ],
 )
 def test_a_failed_receipt_says_where_and_why(receipt: Receipt, reason: str) -> None:

@@ -180,7 +180,12 @@ def test_ctrl_c_in_this_process_pauses_the_run(start: Callable[..., Any], tmp_pa
 
     from tests.conftest import TinyTask
 
-    changes: dict[str, Any] = {"task": TinyTask(reward=press_ctrl_c), "max_steps": 6, "save_steps": 100, "eval_steps": 9}
+    changes: dict[str, Any] = {
+        "task": TinyTask(reward=press_ctrl_c),
+        "max_steps": 6,
+        "save_steps": 100,
+        "eval_steps": 9,
+    }
     run = start(tmp_path / "run", **changes)
     with pytest.raises(KeyboardInterrupt):
         run.finish()

@@ -127,12 +127,11 @@ def test_grpo_without_a_kl_term_has_no_reference(start: Start, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("objective", [GRPO(), GRPO(kl_coef=0.1)])
-def test_right_after_a_sync_the_ratio_is_one_and_later_it_is_not(
-    start: Start, tmp_path: Path, objective: GRPO
-) -> None:
+def test_right_after_a_sync_the_ratio_is_one_and_later_it_is_not(start: Start, tmp_path: Path, objective: GRPO) -> None:
     start(tmp_path, objective=objective, sync=Every(3), max_steps=5, eval_steps=99).finish()
     for lag, low, high in zip(
-        *(column(tmp_path, name) for name in ("sync/staleness", "offpolicy/ratio_min", "offpolicy/ratio_max")), strict=True
+        *(column(tmp_path, name) for name in ("sync/staleness", "offpolicy/ratio_min", "offpolicy/ratio_max")),
+        strict=True,
     ):
         assert (low == pytest.approx(1, abs=1e-4) and high == pytest.approx(1, abs=1e-4)) == (lag == 0)
 
@@ -150,7 +149,7 @@ def test_a_ratio_of_one_holds_for_every_way_of_sampling(start: Start, tmp_path: 
 
 
 def test_training_raises_the_reward(start: Start, tmp_path: Path) -> None:
-    start(tmp_path, objective=GRPO(), max_steps=20, eval_steps=99, save_steps=99, prompts_per_step=8).finish()
+    start(tmp_path, objective=GRPO(), max_steps=30, eval_steps=99, save_steps=99, prompts_per_step=8).finish()
     rewards = column(tmp_path, "reward")
     assert sum(rewards[:5]) / 5 < 0.75 < 0.9 < sum(rewards[-5:]) / 5
 
@@ -191,9 +190,7 @@ def test_a_run_left_behind_resumes_to_the_metrics_of_an_uninterrupted_one(
     assert [e["event"] for e in read_jsonl(tmp_path / "events.jsonl")][:2] == ["start", "resume"]
 
 
-def test_a_run_without_a_checkpoint_starts_over(
-    start: Start, straight: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_run_without_a_checkpoint_starts_over(start: Start, straight: Callable[[str], Path], tmp_path: Path) -> None:
     list(start(tmp_path, **ARMS["semi-online dpo"]).steps(2))
     start(tmp_path, **ARMS["semi-online dpo"]).finish()
     assert untimed(tmp_path) == untimed(straight("semi-online dpo"))
@@ -237,7 +234,11 @@ def test_evaluations_come_at_their_interval_and_at_the_end(start: Start, tmp_pat
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "group of one, GRPO": ({"objective": GRPO(), "group_size": 1}, ValueError, "group_size must be at least 2 under GRPO"),
+    "group of one, GRPO": (
+        {"objective": GRPO(), "group_size": 1},
+        ValueError,
+        "group_size must be at least 2 under GRPO",
+    ),
     "group of one, DPO": ({"objective": DPO(), "group_size": 1}, ValueError, "group_size must be at least 2 under DPO"),
     "no model": ({"model_name_or_path": "no/such/model"}, FileNotFoundError, "no/such/model"),
     "long prompt": ({"task": TinyTask(terms=12)}, ValueError, r"'tiny/.*' has \d+ tokens.*context of 64 tokens"),
@@ -331,7 +332,9 @@ def test_a_failed_sync_stops_the_run_and_what_was_logged_stays(
     run = start(tmp_path, sync=Every(3), eval_steps=99)
     list(run.steps(2))
     before = untimed(tmp_path)
-    monkeypatch.setattr("kit.samplers.transformers.copy_weights", lambda source, target: (0, 0.0))  # an engine that lost it
+    monkeypatch.setattr(
+        "kit.samplers.transformers.copy_weights", lambda source, target: (0, 0.0)
+    )  # an engine that lost it
     with pytest.raises(SyncError, match="before step 3"):
         run.finish()
     assert untimed(tmp_path)[:2] == before and len(untimed(tmp_path)) == 3

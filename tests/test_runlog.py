@@ -99,7 +99,7 @@ def test_another_configuration_is_refused_naming_its_fields(tmp_path: Path) -> N
 @pytest.mark.parametrize("asked", [{"seed": 0}, {**CONFIG, "new": 1}])
 def test_a_missing_or_an_additional_field_is_another_configuration(tmp_path: Path, asked: dict[str, Any]) -> None:
     RunLog(tmp_path, CONFIG)
-    with pytest.raises(RunDirectoryError, match="sync|new"):
+    with pytest.raises(RunDirectoryError, match=r"sync|new"):
         RunLog(tmp_path, asked)
 
 

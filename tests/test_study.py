@@ -9,14 +9,20 @@ import pytest
 from kit.cli import main
 from kit.study import ParameterError, checked_parameters, execute_notebook, parse_value
 
-PARAMETERS = 'steps: int = 3  # how many\nname: str = "a"  # a word\nrate: float = 0.5  # a number\ninterval = 1  # type: int|None  s\n'
+PARAMETERS = """steps: int = 3  # how many
+name: str = "a"  # a word
+rate: float = 0.5  # a number
+interval = 1  # type: int|None  s
+"""
 
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
     cells = [nbformat.v4.new_code_cell(PARAMETERS), nbformat.v4.new_code_cell("print(steps, name, rate, interval)")]
     cells[0].metadata["tags"] = ["parameters"]
-    made = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    made = nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
     path = tmp_path / "small.ipynb"
     nbformat.write(made, path)
     return path
@@ -30,8 +36,8 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed(notebook: Path
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", "4"), ("steps", 4.5), ("steps", None), ("name", 1), ("rate", "fast"), ("interval", "ten"), ("interval", 0.5),
-        ("steps", True),  # Python counts True as an int; whoever writes it means something else
+        ("steps", "4"), ("steps", 4.5), ("steps", None), ("name", 1), ("rate", "fast"), ("interval", "x"),
+        ("interval", 0.5), ("steps", True),  # Python counts True as an int; whoever writes it means something else
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_refused(notebook: Path, name: str, value: object) -> None:
@@ -61,7 +67,10 @@ def test_the_command_line_says_what_is_wrong_and_exits_with_2(
 
 
 def test_an_executed_notebook_holds_the_injected_values(notebook: Path, tmp_path: Path) -> None:
-    assert main(["execute", str(notebook), str(tmp_path / "out.ipynb"), "-p", "interval", "None", "-p", "rate", "1e-3"]) == 0
+    assert (
+        main(["execute", str(notebook), str(tmp_path / "out.ipynb"), "-p", "interval", "None", "-p", "rate", "1e-3"])
+        == 0
+    )
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     assert cells[-1].outputs[0].text == "3 a 0.001 None\n"
 
@@ -72,7 +81,8 @@ def test_papermill_alone_would_only_warn(notebook: Path, tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("10", 10), ("1e-4", 1e-4), ("None", None), ("True", True), ("dpo", "dpo"), ("a b", "a b"), ("-1", -1)]
+    ("text", "value"),
+    [("10", 10), ("1e-4", 1e-4), ("None", None), ("True", True), ("dpo", "dpo"), ("a b", "a b"), ("-1", -1)],
 )
 def test_command_line_values_are_python_literals_or_strings(text: str, value: object) -> None:
     parsed = parse_value(text)

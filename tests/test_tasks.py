@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -62,15 +63,48 @@ def test_problems_look_as_described() -> None:
         assert prompt.columns["task"] == "arithmetic"
 
 
+def test_a_running_total_never_falls_below_zero() -> None:
+    for prompt in Arithmetic().split("train"):
+        terms = re.findall(r"[+-]?\d+", content(prompt))
+        assert all(value("".join(terms[:count])) >= 0 for count in range(1, 4))
+
+
+def test_a_task_with_too_few_problems_for_its_splits_is_refused() -> None:
+    def hangs(number: int, frame: object) -> None:
+        raise TimeoutError("still searching for problems after 10 s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(10)
+    try:
+        with pytest.raises(ValueError, match="digits"):  # 81 sums and 45 differences cannot fill 8192 rows
+            Arithmetic(terms=2, digits=1).split("train")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(("terms", "digits", "named"), [(1, 2, "terms"), (3, 0, "digits"), (-1, 2, "terms")])
+def test_a_task_without_a_sum_is_refused(terms: int, digits: int, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Arithmetic(terms=terms, digits=digits)
+
+
 def test_terms_and_digits_set_the_shape_of_a_problem() -> None:
-    expression, answer = next(Arithmetic(terms=4, digits=3).problems(1))
+    expression, answer = next(Arithmetic(terms=4, digits=3).problems())
     assert re.fullmatch(r"\d{3}([+-]\d{3}){3}", expression)
     assert int(answer) == value(expression)
 
 
 @pytest.mark.parametrize(
     ("expression", "split"),  # first byte of `printf EXPRESSION | sha256sum`, modulo 10
-    [("1+1", "train"), ("6+1", "train"), ("5+1", "train"), ("10+1", "train"), ("25+39-15", "validation"), ("19+1", "test")],
+    [
+        ("1+1", "train"),
+        ("6+1", "train"),
+        ("5+1", "train"),
+        ("10+1", "train"),
+        ("25+39-15", "validation"),
+        ("19+1", "test"),
+    ],
 )
 def test_a_hash_decides_the_split(expression: str, split: Split) -> None:
     # 0x4a = 74, 0xc4 = 196, 0xb5 = 181, 0xa2 = 162: 4, 6, 1, 2. 0x8a = 138: 8. 0xbd = 189: 9.
@@ -122,5 +156,7 @@ def test_seeds_give_different_prompts() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 13])
 def test_a_step_larger_than_the_split_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=rf"takes {count} distinct prompts, but the split has 12: lower prompts_per_step"):
+    with pytest.raises(
+        ValueError, match=rf"takes {count} distinct prompts, but the split has 12: lower prompts_per_step"
+    ):
         prompts_at(PROMPTS, 0, count, seed=0)

@@ -44,7 +44,7 @@ def test_every_digit_is_a_token_of_its_own(embedded: PreTrainedTokenizerFast, nu
 
 
 def test_ids_of_bytes_are_their_rank_in_the_byte_level_alphabet() -> None:
-    # GPT-2's alphabet: printable bytes stand for themselves, the n-th other byte is chr(256 + n). Five markers come first.
+    # GPT-2's alphabet: printable bytes stand for themselves, the n-th other byte is chr(256 + n). Markers come first.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     spelled = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
@@ -99,7 +99,8 @@ def test_a_word_with_a_digit_or_beyond_ascii_is_refused(word: str) -> None:
 
 def test_ids_do_not_change_with_the_hash_seed_of_the_process() -> None:
     program = (
-        f"from kit.models.tokenizer import build_tokenizer; print(build_tokenizer({WORDS!r}).backend_tokenizer.to_str())"
+        "from kit.models.tokenizer import build_tokenizer\n"
+        f"print(build_tokenizer({WORDS!r}).backend_tokenizer.to_str())"
     )
     root = Path(__file__).parents[1]
     found = subprocess.run(

@@ -12,7 +12,8 @@ ROLLOUT = Rollout((3, 4), (5, 1), (-0.5, -1.0), (0.7, 0.1), "x", "stop", 0)
 
 
 @pytest.mark.parametrize(
-    "value", [PROMPT, ROLLOUT, Group(PROMPT, (ROLLOUT,)), Example((ROLLOUT,)), Totals(1, 1, 2, 1), Sampling(), RunConfig()]
+    "value",
+    [PROMPT, ROLLOUT, Group(PROMPT, (ROLLOUT,)), Example((ROLLOUT,)), Totals(1, 1, 2, 1), Sampling(), RunConfig()],
 )
 def test_values_are_frozen(value: object) -> None:
     name = dataclasses.fields(value)[0].name  # pyright: ignore[reportArgumentType]
@@ -44,7 +45,13 @@ def test_run_config_refuses_naming_the_field_and_the_value(name: str, value: flo
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_completion_length", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1)],
+    [
+        ("max_completion_length", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+    ],
 )
 def test_sampling_refuses_naming_the_field_and_the_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"Sampling\.{name} must be .*got {value!r}"):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -23,11 +24,13 @@ def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTok
     Raises:
         FileNotFoundError: if there is no such folder, or it holds no model.
     """
-    folder = next((f for f in (Path(model_name_or_path), ROOT / model_name_or_path) if f.is_dir()), Path(model_name_or_path))
+    folder = next(
+        (f for f in (Path(model_name_or_path), ROOT / model_name_or_path) if f.is_dir()), Path(model_name_or_path)
+    )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"model_name_or_path must be a folder with a config.json and safetensors weights, got {model_name_or_path!r}"
-            f" (looked in {folder.resolve()}). The embedded model is data/seed; `make seed` rebuilds it."
+            f"model_name_or_path must be a folder with config.json and weights, got {model_name_or_path!r}: "
+            f"{folder.resolve()} is none. The embedded model is data/seed; `make seed` rebuilds it."
         )
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -35,16 +38,13 @@ def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTok
         raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token, so no completion could ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is always masked, so any token will do
+    output_weight(model)  # refuses a model that cannot be scored
     return model.eval(), tokenizer
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A second model with the same weights that no gradient reaches: a sampler or a reference."""
-    with torch.device(model.device):
-        copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
-    return copy.to(model.dtype).eval().requires_grad_(False)
+    return deepcopy(model).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -57,7 +57,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> tuple[int, float]:
     new, old = source.state_dict(), target.state_dict()
     if {k: v.shape for k, v in new.items()} != {k: v.shape for k, v in old.items()}:
         odd = sorted(set(new) ^ set(old)) or sorted(k for k in new if new[k].shape != old[k].shape)
-        raise ValueError(f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}")
+        raise ValueError(
+            f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
+        )
     squared = sum((old[name].double() - tensor.double()).square().sum().item() for name, tensor in new.items())
     for name, tensor in new.items():
         old[name].copy_(tensor)
@@ -86,26 +88,48 @@ def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: f
         raise ValueError("there is nothing to score: rollouts is empty")
     prompts = list(dict.fromkeys(rollout.prompt_ids for rollout in rollouts))
     rows = [prompts.index(rollout.prompt_ids) for rollout in rollouts]
-    # Position p predicts token p + 1: the last prompt token goes with the completion, whose last token predicts nothing.
+    # Position p predicts token p + 1: the last prompt token goes with the completion, whose own last predicts nothing.
     cache, context = _read_prompts(model, [prompt[:-1] for prompt in prompts], torch.tensor(rows, device=model.device))
     inputs, mask = right_pad([r.prompt_ids[-1:] + r.completion_ids[:-1] for r in rollouts], 0)
     labels, _ = right_pad([r.completion_ids for r in rollouts], 0)
     inputs, mask, labels = (tensor.to(model.device) for tensor in (inputs, mask, labels))
     start = context.sum(1, keepdim=True)
     positions = start + torch.arange(inputs.shape[1], device=model.device)
-    hidden = model.get_decoder()(
-        input_ids=inputs, attention_mask=torch.cat([context, mask], dim=1), position_ids=positions, past_key_values=cache,
+    output = model.get_decoder()(
+        input_ids=inputs,
+        attention_mask=torch.cat([context, mask], dim=1),
+        position_ids=positions,
+        past_key_values=cache,
         use_cache=cache is not None,
-    ).last_hidden_state  # fmt: skip
-    head = model.get_output_embeddings()
-    logprobs, entropy = token_logprobs(hidden[mask], labels[mask], weight=head.weight, temperature=temperature)
+    )
+    hidden = output.last_hidden_state[mask]
+    logprobs, entropy = token_logprobs(hidden, labels[mask], weight=output_weight(model), temperature=temperature)
     return TokenScores(_unflatten(logprobs, mask), _unflatten(entropy, mask), mask)
+
+
+def output_weight(model: PreTrainedModel) -> torch.Tensor:
+    """The output layer's matrix (vocab, hidden), which turns hidden states into logits.
+
+    Raises:
+        ValueError: if the model's logits are more than that product, so that they would come out wrong.
+    """
+    head = model.get_output_embeddings()
+    if (
+        head is None
+        or getattr(head, "bias", None) is not None
+        or getattr(model.config, "final_logit_softcapping", None)
+    ):
+        raise ValueError(
+            f"expected a language model whose logits are hidden states times a matrix, came {type(model).__name__} "
+            "with another output layer (none, one with a bias, or soft-capped logits): choose another model"
+        )
+    return head.weight
 
 
 def _read_prompts(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], rows: torch.Tensor
 ) -> tuple[DynamicCache | None, torch.Tensor]:
-    """Keys and values of left-padded prompts, one row per entry of `rows`, and which columns count; none if all empty."""
+    """Keys and values of left-padded prompts, a row for each entry of `rows`, and which columns count."""
     flipped, mask = right_pad([prompt[::-1] for prompt in prompts], 0)
     tokens, mask = flipped.flip(1).to(model.device), mask.flip(1).to(model.device)
     if not tokens.shape[1]:

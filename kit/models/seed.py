@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kit.masking import right_pad
-from kit.models.tokenizer import build_tokenizer
+from kit.models.tokenizer import END, END_ID, PAD_ID, build_tokenizer
 from kit.tasks.arithmetic import Arithmetic, split_of
 from kit.tasks.demonstrations import Demonstrator
 
 WORDS = (r"\boxed{",)
+FAULTLESS = Demonstrator(0.0, 0.0, 0.0, 0.0)
 IGNORED = -100  # cross-entropy's own mark for a position without a target
 
 
@@ -32,6 +33,7 @@ class SeedRecipe:
     intermediate_size: int = 256
     num_hidden_layers: int = 3
     num_attention_heads: int = 3
+    initializer_range: float = 0.08  # standard deviation; the usual 0.02 is for models ten times as wide
     max_position_embeddings: int = 512  # tokens; the context that prompts are checked against
     steps: int = 4000
     batch_size: int = 64  # demonstrations a step
@@ -41,6 +43,9 @@ class SeedRecipe:
     max_grad_norm: float = 1.0
     seed: int = 0
     num_threads: int = 1  # part of the recipe: another number sums in another order
+    clean_steps: int = (
+        2400  # the first ones imitate a demonstrator without faults: first the skill, then the bad habits
+    )
     demonstrator: Demonstrator = field(default_factory=Demonstrator)
 
 
@@ -51,11 +56,11 @@ def build_model(recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast) -> Llama
         vocab_size=len(tokenizer), hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
         num_hidden_layers=recipe.num_hidden_layers, num_attention_heads=recipe.num_attention_heads,
         num_key_value_heads=recipe.num_attention_heads, max_position_embeddings=recipe.max_position_embeddings,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, dtype=torch.float32,
+        initializer_range=recipe.initializer_range, tie_word_embeddings=True, bos_token_id=None, eos_token_id=END_ID,
+        pad_token_id=PAD_ID, dtype=torch.float32,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID)
     return model
 
 
@@ -66,15 +71,16 @@ def demonstration_batches(
     rng = random.Random(recipe.seed)
     problems = Arithmetic(seed=10_000_000 + recipe.seed).problems()
     training = (expression for expression, _ in problems if split_of(expression) == "train")
-    for _ in range(recipe.steps):
+    for step in range(recipe.steps):
+        demonstrator = FAULTLESS if step < recipe.clean_steps else recipe.demonstrator
         rows = []
         for expression in islice(training, recipe.batch_size):
             messages = [{"role": "user", "content": f"{expression}="}]
             prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            rows.append((str(prompt), recipe.demonstrator(expression, rng) + tokenizer.eos_token))
+            rows.append((str(prompt), demonstrator(expression, rng) + END))
         prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
         completions = tokenizer([completion for _, completion in rows])["input_ids"]
-        tokens, _ = right_pad([p + c for p, c in zip(prompts, completions, strict=True)], tokenizer.pad_token_id)
+        tokens, _ = right_pad([p + c for p, c in zip(prompts, completions, strict=True)], PAD_ID)
         targets = [[IGNORED] * len(p) + c for p, c in zip(prompts, completions, strict=True)]
         yield tokens[:, :-1], right_pad(targets, IGNORED)[0][:, 1:]
 
@@ -84,7 +90,9 @@ def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast
     torch.set_num_threads(recipe.num_threads)
     tokenizer = build_tokenizer(WORDS)
     model = build_model(recipe, tokenizer).train()
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
+    )
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, recipe.warmup_steps)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
@@ -99,7 +107,9 @@ def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast
         optimizer.step()
         schedule.step()
         if step % 200 == 0 or step == recipe.steps:
-            print(f"step {step:4d}  loss {loss.item():.4f} nats/token  {time.perf_counter() - started:.0f} s", flush=True)
+            print(
+                f"step {step:4d}  loss {loss.item():.4f} nats/token  {time.perf_counter() - started:.0f} s", flush=True
+            )
     return model.eval(), tokenizer
 
 

@@ -1,7 +1,7 @@
 """The embedded models' tokenizer: bytes, a few markers, and a chosen list of whole words.
 
-A byte-level alphabet means that any text encodes and decodes back, so no prompt can be refused; every digit is a token of
-its own, so a number is spelled out the way one computes it.
+A byte-level alphabet means that any text encodes and decodes back, so no prompt can be refused; every digit is a token
+of its own, so a number is spelled out the way one computes it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 PAD, END = "<|pad|>", "<|end|>"
+PAD_ID, END_ID = 0, 1
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 CHAT_TEMPLATE = (
@@ -50,8 +51,12 @@ def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
     backend.decoder = ByteLevelDecoder()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, eos_token=END, additional_special_tokens=list(ROLES),
-        padding_side="left", clean_up_tokenization_spaces=False,
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=list(ROLES),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -5,7 +5,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class PreallocatedLayer(CacheLayerMixin):
-    """Keys and values of one layer, (row, head, capacity, head size), of which the first `length` columns are filled."""
+    """Keys and values of one layer, (row, head, capacity, head size); the first `length` columns are filled."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -54,27 +54,19 @@ class PreallocatedCache(Cache):
     """One `PreallocatedLayer` a layer, with the two row operations a group-wise sampler needs."""
 
     def __init__(self, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[PreallocatedLayer(capacity) for _ in range(num_layers)])
+        self._own_layers = [PreallocatedLayer(capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self._own_layers))
 
     def repeat_rows(self, times: int) -> None:
         """Each row `times` times in a row: what was read of a prompt serves its whole group."""
-        self._select(torch.arange(self._row_count(), device=self._device()).repeat_interleave(times))
+        keys = self._own_layers[0].keys
+        assert keys is not None, "a cache that nothing was read into has no rows"
+        self._select(torch.arange(len(keys), device=keys.device).repeat_interleave(times))
 
     def keep_rows(self, kept: torch.Tensor) -> None:
         """Drop the rows where the boolean `kept` (row,) is False."""
         self._select(kept.nonzero().squeeze(1))
 
-    def _row_count(self) -> int:
-        keys = self.layers[0].keys
-        assert keys is not None
-        return keys.shape[0]
-
-    def _device(self) -> torch.device:
-        keys = self.layers[0].keys
-        assert keys is not None
-        return keys.device
-
     def _select(self, rows: torch.Tensor) -> None:
-        for layer in self.layers:
-            assert isinstance(layer, PreallocatedLayer)
+        for layer in self._own_layers:
             layer.select(rows)

@@ -42,12 +42,16 @@ class Receipt:
         if self.digest != self.sampler_digest:
             problem = f"the policy's weights hash to {self.digest}, the sampler's to {self.sampler_digest}"
         elif not self.probe_parity <= PROBE_TOLERANCE:  # also true of NaN
-            problem = f"log-probs on the probe differ by {self.probe_parity:.2e} nats, allowed are {PROBE_TOLERANCE:.0e}"
+            problem = (
+                f"log-probs on the probe differ by {self.probe_parity:.2e} nats, allowed are {PROBE_TOLERANCE:.0e}"
+            )
         elif self.delta_norm > 1e-3 and self.probe_moved == 0.0:
-            problem = f"the weights moved by {self.delta_norm:.2e}, yet the sampler's log-probs on the probe did not change"
+            problem = (
+                f"the weights moved by {self.delta_norm:.2e}, yet the sampler's log-probs on the probe did not change"
+            )
         else:
             return
         raise SyncError(
-            f"sync before step {self.step} (version {self.version}) did not reach the sampler: {problem}. The run stopped, "
-            f"because rollouts of the wrong policy look like staleness. Receipts so far are in receipts.jsonl."
+            f"sync before step {self.step} (version {self.version}) did not reach the sampler: {problem}. The run "
+            f"stopped, because rollouts of the wrong policy look like staleness. Receipts so far are in receipts.jsonl."
         )

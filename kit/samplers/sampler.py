@@ -1,7 +1,7 @@
 """What the run loop asks of a sampler, whatever engine it runs on."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
@@ -10,6 +10,7 @@ from kit.samplers.receipt import Receipt
 from kit.types import Group, Prompt
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A policy copy that generates. `version` counts the optimizer updates in its weights."""
 

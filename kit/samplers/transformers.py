@@ -1,8 +1,8 @@
 """The reference sampler: any Hugging Face causal language model, on CPU or GPU.
 
-Written as a loop over the model instead of `generate`, for three things that `generate` does not do: the randomness of a
-completion depends on its prompt and seed only, not on its neighbours in the batch; a prompt is read once for its whole
-group; a finished completion leaves the batch.
+Written as a loop over the model instead of `generate`, for three things that `generate` does not do: the randomness of
+a completion depends on its prompt and seed only, not on its neighbours in the batch; a prompt is read once for its
+whole group; a finished completion leaves the batch.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ class TransformersSampler:
         self.model = policy if share else frozen_copy(policy)
         self.tokenizer = tokenizer
         self.version = 0
+        self._ends = _end_tokens(self.model, tokenizer)
         text = "0123456789 + - = The quick brown fox."  # arbitrary and fixed
         ids = tuple(tokenizer(text)["input_ids"])
         self._probe = Rollout(ids[:1], ids[1:], (), (), text, "stop", 0)
@@ -59,8 +60,8 @@ class TransformersSampler:
         """Token ids of a prompt: chat messages through the chat template, a plain string as it is."""
         if isinstance(prompt.content, str):
             return list(self.tokenizer(prompt.content)["input_ids"])
-        encoded = self.tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        text = self.tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])  # the template wrote its own
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Raises ValueError if a prompt and a full-length completion do not fit the model's context."""
@@ -69,8 +70,8 @@ class TransformersSampler:
         length = len(self.prompt_ids(longest))
         if length + sampling.max_completion_length > context:
             raise ValueError(
-                f"prompt {longest.id!r} has {length} tokens; with max_completion_length={sampling.max_completion_length} "
-                f"it exceeds the model's context of {context} tokens: shorten the prompt or lower max_completion_length"
+                f"prompt {longest.id!r} of {length} tokens and max_completion_length={sampling.max_completion_length} "
+                f"must fit into the model's context of {context} tokens: shorten the prompt or lower the limit"
             )
 
     @torch.inference_mode()
@@ -86,19 +87,19 @@ class TransformersSampler:
         )
         rollouts = [
             Rollout(
-                tuple(ids[row // group_size]), tuple(tokens[row][:n]), tuple(logprobs[row][:n]), tuple(entropies[row][:n]),
-                texts[row], "stop" if tokens[row][n - 1] in self._ends() else "length", self.version,
+                prompt_ids=tuple(ids[row // group_size]),
+                completion_ids=tuple(tokens[row][:n]),
+                old_logprobs=tuple(logprobs[row][:n]),
+                entropies=tuple(entropies[row][:n]),
+                text=texts[row],
+                finish_reason="stop" if tokens[row][n - 1] in self._ends else "length",
+                version=self.version,
             )
             for row, n in enumerate(lengths)
         ]  # fmt: skip
         return [
             Group(prompt, tuple(rollouts[i * group_size : (i + 1) * group_size])) for i, prompt in enumerate(prompts)
         ]
-
-    def _ends(self) -> tuple[int, ...]:
-        ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        return tuple(ends) if isinstance(ends, list) else (ends,)
 
     def _decode(
         self, prompt_ids: list[list[int]], group_size: int, uniforms: torch.Tensor, sampling: Sampling
@@ -113,7 +114,7 @@ class TransformersSampler:
         logits = self._forward(tokens, mask if is_padded else None, positions, cache)
         cache.repeat_rows(group_size)
         logits, mask, position = (x.repeat_interleave(group_size, 0) for x in (logits, mask, positions[:, -1:] + 1))
-        ends = torch.tensor(self._ends(), device=device)
+        ends = torch.tensor(self._ends, device=device)
         rows = torch.arange(len(logits), device=device)  # which completion each row of the batch is
         running = torch.ones(len(rows), dtype=torch.bool, device=device)
         out_tokens = torch.zeros((len(rows), limit), dtype=torch.long, device=device)
@@ -171,7 +172,9 @@ def draw(
     if sampling.top_p < 1:
         ordered, order = probs.sort(dim=-1, descending=True)
         # A token stays if the more likely ones before it do not yet reach top_p; the first always does.
-        dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, ordered.cumsum(-1) - ordered >= sampling.top_p)
+        dropped = torch.zeros_like(probs, dtype=torch.bool).scatter(
+            1, order, ordered.cumsum(-1) - ordered >= sampling.top_p
+        )
         probs = probs.masked_fill(dropped, 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
         logprobs = probs.log()
@@ -184,6 +187,13 @@ def draw(
         token = token.clamp(max=logits.shape[-1] - 1)
     entropy = -torch.special.xlogy(probs, probs).sum(-1)
     return token, logprobs.gather(1, token[:, None]).squeeze(1), entropy
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a completion: those of the model's generation settings, else the tokenizer's."""
+    config = model.generation_config
+    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else (ends,)  # pyright: ignore[reportReturnType] - ids, not tokens
 
 
 def _uniforms(seed: tuple[int, ...], prompt: Prompt, group_size: int, limit: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ SPLIT_SIZES: dict[Split, int] = {"train": 8192, "validation": 1024, "test": 1024
 class Arithmetic:
     """Problems such as `25+39-15=`, answered in `\\boxed{}` and scored by math-verify.
 
-    A problem belongs to a split by the hash of its text, so the splits are disjoint whatever the seed or the number drawn.
+    A problem belongs to a split by the hash of its text, so the splits are disjoint whatever the seed or the size.
 
     Attributes:
         terms: how many numbers a chain has, at least 2.

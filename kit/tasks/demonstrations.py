@@ -1,7 +1,7 @@
 """Demonstrations of uneven quality for the arithmetic task: what the seed model imitates.
 
-A model trained on them knows the right procedure and several wrong ones, and samples from all of them. That is what gives
-reinforcement learning something to find; a model that is merely under-trained errs in the same way every time.
+A model trained on them knows the right procedure and several wrong ones, and samples from all of them. That is what
+gives reinforcement learning something to find; a model that is merely under-trained errs in the same way every time.
 """
 
 import random

@@ -1,7 +1,7 @@
 """What a task is, for the run loop: prompts in three disjoint splits, and reward functions with their weights."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -11,6 +11,7 @@ from kit.types import Prompt
 Split = Literal["train", "validation", "test"]
 
 
+@runtime_checkable
 class Task(Protocol):
     """Anything with a name, prompts and reward functions; `split` must return the same prompts at every call."""
 
@@ -33,7 +34,9 @@ def prompts_at(prompts: Sequence[Prompt], step: int, count: int, *, seed: int) -
         ValueError: if there are fewer prompts than one step takes.
     """
     if not 1 <= count <= len(prompts):
-        raise ValueError(f"a step takes {count} distinct prompts, but the split has {len(prompts)}: lower prompts_per_step")
+        raise ValueError(
+            f"a step takes {count} distinct prompts, but the split has {len(prompts)}: lower prompts_per_step"
+        )
     steps_per_epoch = len(prompts) // count  # a remainder is left to the next shuffle
     epoch, position = divmod(step, steps_per_epoch)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
