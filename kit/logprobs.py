@@ -201,6 +201,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 to_entropy_rows = None if to_entropy is None else to_entropy[rows]
                 grad = _grad_logits(log_softmax, labels[rows], to_logprobs[rows], entropy[rows], to_entropy_rows)
                 _push_back(grad, source[rows], weight, grad_source, grad_weight, rows)
+                del log_softmax, grad  # before those of the next chunk are made
         return grad_source, None, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 

@@ -86,7 +86,7 @@ def test_scores_of_other_architectures_equal_a_plain_forward_pass(tiny_folder: P
         loaded, _ = load_policy(str(tmp_path))
         found = score(loaded, BATCHES["shared and different, mixed"])
     except ValueError as refusal:  # the output layer is more than a matrix: to refuse such a model is right as well
-        assert name in str(refusal)
+        assert name.removesuffix("Text") in str(refusal)
         return
     for row, item in enumerate(BATCHES["shared and different, mixed"]):
         logprobs, entropy = plain_scores(model, item, 1.0)

@@ -32,7 +32,7 @@ def arguments(name: str) -> dict[str, Any]:
     semi_online = {"sync": Every(2), "ref_sync": Every(3)}
     return {
         "random": semi_online,
-        "file operations": semi_online | {"max_steps": 3, "save_steps": 1, "eval_steps": 2, "group_size": 3},
+        "file operations": semi_online | {"max_steps": 3, "save_steps": 1, "eval_steps": 2, "eval_prompts": 2},
         "ctrl-c": {"sync": Every(2), "objective": GRPO(), "max_steps": 30, "save_steps": 1000, "eval_steps": 7},
     }[name]
 

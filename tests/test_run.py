@@ -241,7 +241,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "group of one, DPO": ({"objective": DPO(), "group_size": 1}, ValueError, "group_size must be at least 2 under DPO"),
     "no model": ({"model_name_or_path": "no/such/model"}, FileNotFoundError, "no/such/model"),
-    "long prompt": ({"task": TinyTask(terms=12)}, ValueError, r"'tiny/.*' has \d+ tokens.*context of 64 tokens"),
+    "long prompt": ({"task": TinyTask(terms=12)}, ValueError, r"'tiny/.*' .*\d+ tokens.*context of 64 tokens"),
     "long completion": ({"sampling": Sampling(60)}, ValueError, "max_completion_length=60"),
     "more prompts than there are": ({"prompts_per_step": 25}, ValueError, "25 distinct prompts, but the split has 24"),
     "more evaluation prompts than there are": ({"eval_prompts": 7}, ValueError, "eval_prompts"),

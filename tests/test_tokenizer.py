@@ -86,8 +86,12 @@ def test_each_word_is_one_token(word: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("at", "cat"), ("cat", "at"), ("bcd", "abc"), ("abc", "bcd")])
-def test_words_that_overlap_are_one_token_each(words: tuple[str, str]) -> None:
-    tokenizer = build_tokenizer(words)
+def test_words_that_overlap_are_one_token_each_or_refused(words: tuple[str, str]) -> None:
+    try:
+        tokenizer = build_tokenizer(words)
+    except ValueError as refusal:
+        assert any(word in str(refusal) for word in words)
+        return
     assert [len(tokenizer(word)["input_ids"]) for word in words] == [1, 1]
 
 

@@ -33,7 +33,6 @@ class SeedRecipe:
     intermediate_size: int = 256
     num_hidden_layers: int = 3
     num_attention_heads: int = 3
-    initializer_range: float = 0.08  # standard deviation; the usual 0.02 is for models ten times as wide
     max_position_embeddings: int = 512  # tokens; the context that prompts are checked against
     steps: int = 4000
     batch_size: int = 64  # demonstrations a step
@@ -53,12 +52,19 @@ def build_model(recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast) -> Llama
     """An untrained model of the recipe's shape; its vocabulary is exactly the tokenizer's."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.num_hidden_layers, num_attention_heads=recipe.num_attention_heads,
-        num_key_value_heads=recipe.num_attention_heads, max_position_embeddings=recipe.max_position_embeddings,
-        initializer_range=recipe.initializer_range, tie_word_embeddings=True, bos_token_id=None, eos_token_id=END_ID,
-        pad_token_id=PAD_ID, dtype=torch.float32,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        num_key_value_heads=recipe.num_attention_heads,
+        max_position_embeddings=recipe.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+        dtype=torch.float32,
+    )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID)
     return model
