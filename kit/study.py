@@ -102,8 +102,8 @@ def study_runs(folder: Path) -> dict[str, dict[str, Any]]:
             "seed": seed,
             "out_dir": str(folder / "runs" / f"{arm}_seed{seed}"),
         }
+        for seed in study["seeds"]  # the outer loop: an interrupted study has all arms at equal numbers of seeds
         for arm, own in study["arms"].items()
-        for seed in study["seeds"]
     }
     for parameters in runs.values():
         checked_parameters(study["notebook"], parameters)
