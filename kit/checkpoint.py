@@ -51,7 +51,8 @@ def save_checkpoint(folder: Path, position: Position, parts: Mapping[str, Tensor
         file = partial / f"{name}.safetensors"
         save_file({key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}, file)
         checksums[name] = _checksum(file)
-    (partial / "state.json").write_text(json.dumps({"position": asdict(position), "sha256": checksums}, indent=2))
+    state = {"position": asdict(position), "sha256": checksums}
+    (partial / "state.json").write_text(json.dumps(state | {"state_sha256": _state_checksum(state)}, indent=2))
     _sync_to_disk(partial)
     os.replace(partial, path)
     for old in list_checkpoints(folder)[:-keep]:
@@ -73,8 +74,11 @@ def load_checkpoint(path: Path) -> tuple[Position, dict[str, dict[str, torch.Ten
     remedy = f"Delete the folder {path} to go on from the checkpoint before it, or from the start if there is none."
     try:
         state = json.loads((path / "state.json").read_text())
-        position, checksums = Position(**state["position"]), state["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        came, checksums = state.pop("state_sha256"), state["sha256"]
+        if came != _state_checksum(state):
+            raise ValueError(f"its SHA-256 is not {came}")
+        position = Position(**state["position"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: not text, or not JSON
         raise CheckpointError(f"checkpoint {path.name} has no readable state.json ({error!r}). {remedy}") from error
     parts = {}
     for name, expected in checksums.items():
@@ -101,6 +105,10 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -
         index, name = key.split("/", 1)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _state_checksum(state: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(file: Path) -> str:

@@ -13,6 +13,8 @@ from kit.reference import Reference
 from kit.types import Example, Totals
 
 EXTREMES = {"min": min, "max": max}  # how a metric with this ending combines over micro-batches; others are averaged
+SHARES = ("policy_loss",)  # already a micro-batch's share of the step, like the loss
+PER_TOKEN = ("entropy", "kl", "clip_ratio/", "offpolicy/")  # means over tokens; the others are means over examples
 
 
 class NonFiniteError(RuntimeError):
@@ -41,6 +43,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         sums: dict[str, float] = {}
+        tokens = sum(len(rollout.completion_ids) for example in examples for rollout in example.rollouts)
         self.optimizer.zero_grad(set_to_none=True)
         total_loss = 0.0
         for batch in self._micro_batches(examples):
@@ -52,12 +55,9 @@ class Learner:
             loss.backward()
             total_loss += loss.item()
             counted = scores.entropy.detach()[scores.completion_mask]
+            shares = (len(batch) / len(examples), len(counted) / tokens)
             for name, value in (metrics | {"entropy": counted.mean().item()}).items():
-                extreme = EXTREMES.get(name.rpartition("_")[2])
-                if extreme:
-                    sums[name] = extreme(sums.get(name, value), value)
-                else:
-                    sums[name] = sums.get(name, 0.0) + value * len(batch) / len(examples)
+                sums[name] = _combined(name, sums.get(name), value, *shares)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) if examples else 0.0
         found = {"loss": total_loss, "grad_norm": float(norm), "learning_rate": learning_rate}
         if not (math.isfinite(total_loss) and math.isfinite(found["grad_norm"])):
@@ -81,3 +81,12 @@ class Learner:
             batch.append(example)
         if batch:
             yield batch
+
+
+def _combined(name: str, before: float | None, value: float, of_examples: float, of_tokens: float) -> float:
+    """A metric over the micro-batches so far and one more, which holds these shares of the step."""
+    extreme = EXTREMES.get(name.rpartition("_")[2])
+    if extreme:
+        return value if before is None else extreme(before, value)
+    share = 1.0 if name in SHARES else of_tokens if name.startswith(PER_TOKEN) else of_examples
+    return (before or 0.0) + share * value

@@ -14,6 +14,8 @@ import torch
 from kit.advantages import standardized
 from kit.logprobs import sequence_logprob
 from kit.losses import dpo_loss, entropy_loss, grpo_loss, nll_loss
+from kit.losses.grpo import IMPORTANCE
+from kit.masking import AGGREGATES
 from kit.pairing import correct_incorrect
 from kit.types import Example, Group, TokenScores, Totals
 
@@ -29,6 +31,11 @@ class Objective(Protocol):
     @property
     def needs_reference(self) -> bool:
         """Whether `loss` reads the reference's log-probs."""
+        ...
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether `loss` compares the policy with the distribution that was sampled from."""
         ...
 
     def check(self, group_size: int) -> None:
@@ -79,6 +86,10 @@ class DPO:
     def needs_reference(self) -> bool:
         return True
 
+    @property
+    def needs_old_logprobs(self) -> bool:
+        return False
+
     def check(self, group_size: int) -> None:
         _require(group_size >= 2, "group_size", "at least 2 under DPO, which needs a pair", group_size)
 
@@ -126,10 +137,18 @@ class GRPO:
     def __post_init__(self) -> None:
         _require(self.clip_eps > 0, "GRPO.clip_eps", "above 0", self.clip_eps)
         _require(self.kl_coef >= 0, "GRPO.kl_coef", "0 or more", self.kl_coef)
+        high = self.clip_eps_high
+        _require(high is None or high > 0, "GRPO.clip_eps_high", "above 0 or None", high)
+        _require(self.importance in IMPORTANCE, "GRPO.importance", f"one of {sorted(IMPORTANCE)}", self.importance)
+        _require(self.aggregate in AGGREGATES, "GRPO.aggregate", f"one of {sorted(AGGREGATES)}", self.aggregate)
 
     @property
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        return self.importance != "none"
 
     def check(self, group_size: int) -> None:
         expected = "at least 2 under GRPO: an advantage is relative to the other completions of the group"
@@ -158,7 +177,7 @@ class GRPO:
         )  # fmt: skip
         by_token = self.aggregate == "token"
         share = int(scores.completion_mask.sum()) / totals.tokens if by_token else len(examples) / totals.rollouts
-        return loss * share, metrics
+        return loss * share, metrics | {"policy_loss": metrics["policy_loss"] * share}
 
 
 def rewards_tensor(group: Group) -> torch.Tensor:

@@ -38,7 +38,7 @@ def correct_incorrect(rewards_G: Float[Tensor, " group"], generator: torch.Gener
     return [(_random_one(correct, generator), _random_one(incorrect, generator))]
 
 
-def best_worst(rewards_G: Float[Tensor, " group"]) -> list[tuple[int, int]]:
+def best_worst(rewards_G: Float[Tensor, " group"], generator: torch.Generator | None = None) -> list[tuple[int, int]]:
     """The completion with the highest reward and the one with the lowest: the paper's pair on non-verifiable tasks.
 
     Args:
@@ -60,7 +60,7 @@ def best_worst(rewards_G: Float[Tensor, " group"]) -> list[tuple[int, int]]:
     return [(best, worst)]
 
 
-def all_pairs(rewards_G: Float[Tensor, " group"]) -> list[tuple[int, int]]:
+def all_pairs(rewards_G: Float[Tensor, " group"], generator: torch.Generator | None = None) -> list[tuple[int, int]]:
     """Every completion with every strictly worse one; for binary rewards the pairs of GroupDPO, correct x incorrect.
 
     Args:

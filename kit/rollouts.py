@@ -30,7 +30,7 @@ def group_metrics(
             found[f"rewards/{name}/mean"] = statistics.fmean(values)
     lengths = [len(rollout.completion_ids) for rollout in rollouts]
     return found | {
-        "frac_reward_zero_std": statistics.fmean(len(set(group.rewards)) == 1 for group in groups),
+        "frac_reward_zero_std": statistics.fmean(len(set(group.rewards) - {None}) <= 1 for group in groups),
         "groups/used": sum(bool(examples) for examples in selected),
         "examples": sum(len(examples) for examples in selected),
         "completions/mean_length": statistics.fmean(lengths),

@@ -24,7 +24,7 @@ from kit.objectives import Objective
 from kit.reference import Reference
 from kit.rollouts import group_metrics, rollout_columns, totals_of
 from kit.runlog import Clock, RunLog, describe
-from kit.samplers import TransformersSampler
+from kit.samplers import SyncError, TransformersSampler
 from kit.sync import Never, Schedule, SyncState
 from kit.tasks.task import Task, prompts_at
 
@@ -52,6 +52,7 @@ class Run:
         out_dir: str | Path,
     ) -> None:  # fmt: skip
         objective.check(config.group_size)
+        _check_supported(config, objective, sync, ref_sync)
         torch.set_num_threads(config.num_threads)
         ref_sync = Never() if ref_sync is None else ref_sync
         self.config, self.objective, self.sync = config, objective, sync
@@ -59,6 +60,10 @@ class Run:
         self.sampler = TransformersSampler(self.policy, tokenizer)
         self.fresh_sampler = TransformersSampler(self.policy, tokenizer, share=True)
         self.prompts, self.held_out = task.split("train"), task.split("validation")[: config.eval_prompts]
+        if len(self.held_out) < config.eval_prompts:
+            raise ValueError(
+                f"expected eval_prompts <= {len(self.held_out)}, the held-out prompts, came {config.eval_prompts}"
+            )
         self.sampler.check_lengths([*self.prompts, *self.held_out], config.sampling)
         prompts_at(self.prompts, 0, config.prompts_per_step, seed=config.seed)  # refuses a step larger than the split
         self.functions, self.weights = task.rewards()
@@ -83,7 +88,7 @@ class Run:
                     self._save()
             if interrupted():
                 self.log.event("interrupt", step=self.step)
-                self.log.status("interrupted", self.step)
+                self.log.status("finished" if self.step == self.config.max_steps else "interrupted", self.step)
                 raise KeyboardInterrupt
             yield record
 
@@ -127,7 +132,11 @@ class Run:
 
     def _sync(self) -> None:
         if self.sync.due(SyncState(self.step, self.sampler.version)):
-            receipt = self.sampler.sync(self.policy, self.step, step=self.step)
+            try:
+                receipt = self.sampler.sync(self.policy, self.step, step=self.step)
+            except SyncError as error:
+                self.log.receipt(dataclasses.asdict(error.receipt))
+                raise
             self.log.receipt(dataclasses.asdict(receipt))
         if self.reference:
             self.reference.maybe_sync(self.policy, self.step)
@@ -166,3 +175,13 @@ class Run:
             self.log.rewind(self.step)
             self.log.status("running", self.step)
         self.log.event("resume" if checkpoints else "start", step=self.step)
+
+
+def _check_supported(config: RunConfig, objective: Objective, *schedules: Schedule | None) -> None:
+    """Raise ValueError for what would fail, or mean nothing, only after work was done."""
+    if config.sampling.temperature == 0:
+        raise ValueError("expected a training temperature above 0, came 0: greedy groups are all equal")
+    if config.sampling.top_p < 1 and objective.needs_old_logprobs:
+        raise ValueError(f"expected top_p = 1, came {config.sampling.top_p}: ratios to the policy would be wrong")
+    if any(schedule is not None and schedule.needs_drift for schedule in schedules):
+        raise ValueError("expected a schedule of steps, came one that needs the measured drift, which is not measured")

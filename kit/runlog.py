@@ -1,7 +1,7 @@
 """The run directory: append-only JSON lines that are the source of truth for every plot.
 
     config.json     what was asked for            metrics.jsonl    one record an optimizer step
-    env.json        versions, device, revision    events.jsonl     what happened: start, resume, finish, interrupt
+    env.json        versions, device, revision    events.jsonl     what happened: start, resume, interrupt
     status.json     running, finished, ...        receipts.jsonl   one a sync
     rollouts/       step_NNNNNN.parquet           checkpoints/     see kit.checkpoint
 
@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ METRICS = {
     "reward": "mean total reward of the step's completions",
     "rewards/*/mean": "mean of one reward function over the completions it judged",
     "rewards/unjudged": "completions that no function could judge",
-    "rewards/verifier_*": "verifications that a killed worker left without a verdict, since the run began",
-    "frac_reward_zero_std": "fraction of groups whose rewards are all equal",
+    "frac_reward_zero_std": "fraction of groups whose judged rewards are all equal",
     "entropy": "policy's entropy on the completions trained on, nats/token",
     "sampler/entropy": "sampler's entropy on all its completions, nats/token",
     "completions/mean_length": "tokens, end marker included",
@@ -83,9 +83,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step, so that a reader or a crash never meets half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 class RunLog:
@@ -117,7 +117,8 @@ class RunLog:
             (self.path / name).mkdir(exist_ok=True)
         for path in self.path.glob("*.jsonl"):
             _drop_torn_line(path)
-        write_json(self.path / "env.json", environment())
+        if not (self.path / "env.json").exists():  # of the first start; later ones are events
+            write_json(self.path / "env.json", environment())
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_jsonl(self.path / "metrics.jsonl")
@@ -141,9 +142,9 @@ class RunLog:
         import pyarrow.parquet as pq
 
         path = self.path / "rollouts" / f"step_{step:06d}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(pa.table(dict(columns)), partial, compression="zstd")
-        os.replace(partial, path)
+        temporary = path.with_suffix(".partial")
+        pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
+        os.replace(temporary, path)
 
     def rewind(self, step: int) -> None:
         """Cut the logs back to what was known before `step`, keeping what is cut in `discarded/`."""
@@ -158,9 +159,9 @@ class RunLog:
                 (self.path / "discarded").mkdir(exist_ok=True)
                 with (self.path / "discarded" / name).open("a") as file:
                     file.write("\n".join(cut) + "\n")
-                partial = path.with_suffix(".partial")
-                partial.write_text("".join(line + "\n" for line in kept))
-                os.replace(partial, path)
+                temporary = path.with_suffix(".partial")
+                temporary.write_text("".join(line + "\n" for line in kept))
+                os.replace(temporary, path)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with (self.path / name).open("a") as file:
@@ -170,7 +171,14 @@ class RunLog:
 def describe(value: Any) -> dict[str, Any]:
     """A frozen dataclass as JSON: its type and fields, a function by its name."""
     plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return {"type": type(value).__name__} | {k: v.__name__ if callable(v) else v for k, v in plain.items()}
+    return {"type": type(value).__name__} | {k: _function(v) if callable(v) else v for k, v in plain.items()}
+
+
+def _function(function: Any) -> Any:
+    """Its name; of a partial, the constants too."""
+    if isinstance(function, partial):
+        return {"function": _function(function.func), "args": list(function.args), **function.keywords}
+    return function.__name__
 
 
 class Clock:

@@ -7,7 +7,15 @@ import papermill
 import pytest
 
 from kit.cli import main
-from kit.study import ParameterError, checked_parameters, execute_notebook, parse_value
+from kit.study import (
+    ParameterError,
+    checked_parameters,
+    collect,
+    execute_notebook,
+    parse_value,
+    run_study,
+    study_runs,
+)
 
 PARAMETERS = """steps: int = 3  # how many
 name: str = "a"  # a word
@@ -87,3 +95,47 @@ def test_papermill_alone_would_only_warn(notebook: Path, tmp_path: Path, caplog:
 def test_command_line_values_are_python_literals_or_strings(text: str, value: object) -> None:
     parsed = parse_value(text)
     assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.fixture
+def study(notebook: Path, tmp_path: Path) -> Path:
+    """A study of two arms and two seeds; a run of the second arm fails at seed 1."""
+    source = (
+        "import json, pathlib\nassert not (rate == 2.0 and seed == 1), 'as asked'\nfolder = pathlib.Path(out_dir)\n"
+        "folder.mkdir(parents=True)\nrecord = {'step': steps, 'reward': 0.0, 'eval/accuracy': rate + seed}\n"
+        "_ = (folder / 'metrics.jsonl').write_text(json.dumps(record) + '\\n')"
+    )
+    made = nbformat.read(notebook, as_version=4)
+    made.cells[0].source += 'seed: int = 0  # of the run\nout_dir: str = "x"  # where'
+    made.cells[1].source = source
+    nbformat.write(made, notebook)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(
+        f"notebook: {notebook}\nshared: {{steps: 4}}\nseeds: [0, 1]\n"
+        "arms:\n  low: {rate: 1.0}\n  high: {rate: 2.0}\n"
+    )
+    return folder
+
+
+def test_a_study_is_every_arm_with_every_seed(study: Path) -> None:
+    runs = study_runs(study)
+    assert list(runs) == ["low_seed0", "high_seed0", "low_seed1", "high_seed1"]
+    assert runs["high_seed1"] == {
+        "steps": 4, "rate": 2.0, "seed": 1, "out_dir": str(study / "runs" / "high_seed1")
+    }  # fmt: skip
+
+
+def test_a_study_with_an_unknown_parameter_starts_nothing(study: Path) -> None:
+    (study / "study.yaml").write_text((study / "study.yaml").read_text().replace("steps", "setps"))
+    with pytest.raises(ParameterError, match="setps"):
+        run_study(study)
+    assert not (study / "runs").exists()
+
+
+def test_a_failed_run_is_named_and_the_others_finish(study: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"1 of 4 runs failed.*high_seed1"):
+        run_study(study, jobs=2)
+    assert (study / "runs" / "low_seed1" / "metrics.jsonl").exists()
+    (study / "study.yaml").write_text((study / "study.yaml").read_text().replace("[0, 1]", "[0]"))
+    assert collect(study).read_text() == "arm,seed,step,eval/accuracy\nlow,0,4,1.0\nhigh,0,4,2.0\n"

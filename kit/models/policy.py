@@ -27,9 +27,9 @@ def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTok
     folder = next(
         (f for f in (Path(model_name_or_path), ROOT / model_name_or_path) if f.is_dir()), Path(model_name_or_path)
     )
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
-            f"model_name_or_path must be a folder with config.json and weights, got {model_name_or_path!r}: "
+            f"model_name_or_path must be a folder with config.json and safetensors, got {model_name_or_path!r}: "
             f"{folder.resolve()} is none. The embedded model is data/seed; `make seed` rebuilds it."
         )
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
@@ -38,8 +38,21 @@ def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTok
         raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token, so no completion could ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is always masked, so any token will do
-    output_weight(model)  # refuses a model that cannot be scored
-    return model.eval(), tokenizer
+    _require_plain_logits(model.eval())
+    return model, tokenizer
+
+
+@torch.no_grad()
+def _require_plain_logits(model: PreTrainedModel) -> None:
+    """Raise ValueError if the logits are more than `output_weight` says: scaled, say, as Granite's and Cohere's are."""
+    tokens = torch.arange(4, device=model.device)[None]
+    expected = model(input_ids=tokens, use_cache=False).logits
+    found = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state @ output_weight(model).T
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        raise ValueError(
+            f"expected a language model whose logits are hidden states times a matrix, came {type(model).__name__}, "
+            "whose logits differ from that: choose another model"
+        )
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -60,7 +73,8 @@ def copy_weights(source: nn.Module, target: nn.Module) -> tuple[int, float]:
         raise ValueError(
             f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
         )
-    squared = sum((old[name].double() - tensor.double()).square().sum().item() for name, tensor in new.items())
+    distinct = {tensor.data_ptr(): name for name, tensor in old.items()}.values()  # tied tensors count once
+    squared = sum((old[name].double() - new[name].double()).square().sum().item() for name in distinct)
     for name, tensor in new.items():
         old[name].copy_(tensor)
     return len(new), squared**0.5
@@ -71,7 +85,7 @@ def digest(model: nn.Module) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return total.hexdigest()[:16]
 
 

@@ -59,4 +59,9 @@ def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
+    for word in words:
+        if len(tokenizer.tokenize(word)) != 1:  # an earlier word's merges took it apart
+            raise ValueError(
+                f"expected words that can each be one token, came {word!r} after one inside it: reorder them"
+            )
     return tokenizer

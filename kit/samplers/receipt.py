@@ -6,7 +6,11 @@ PROBE_TOLERANCE = 1e-4  # nats per token; same engine and precision on both side
 
 
 class SyncError(RuntimeError):
-    """The sampler does not hold the weights that it was sent."""
+    """The sampler does not hold the weights that it was sent; `receipt` says what was found."""
+
+    def __init__(self, message: str, receipt: "Receipt") -> None:
+        super().__init__(message)
+        self.receipt = receipt
 
 
 @dataclass(frozen=True)
@@ -53,5 +57,6 @@ class Receipt:
             return
         raise SyncError(
             f"sync before step {self.step} (version {self.version}) did not reach the sampler: {problem}. The run "
-            f"stopped, because rollouts of the wrong policy look like staleness. Receipts so far are in receipts.jsonl."
+            "stopped, because rollouts of the wrong policy look like staleness. The receipts are in receipts.jsonl.",
+            self,
         )

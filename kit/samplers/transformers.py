@@ -64,10 +64,14 @@ class TransformersSampler:
         return list(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])  # the template wrote its own
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        """Raises ValueError if a prompt and a full-length completion do not fit the model's context."""
+        """Raises ValueError if a prompt is empty, or does not fit the model's context with a full-length completion."""
         context = self.model.config.max_position_embeddings
-        longest = max(prompts, key=lambda prompt: len(self.prompt_ids(prompt)))
-        length = len(self.prompt_ids(longest))
+        lengths = [len(self.prompt_ids(prompt)) for prompt in prompts]
+        if not all(lengths):
+            raise ValueError(
+                f"expected prompts with tokens, came {prompts[lengths.index(0)].id!r} without any: drop it"
+            )
+        length, longest = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
         if length + sampling.max_completion_length > context:
             raise ValueError(
                 f"prompt {longest.id!r} of {length} tokens and max_completion_length={sampling.max_completion_length} "

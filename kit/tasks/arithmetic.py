@@ -31,6 +31,10 @@ class Arithmetic:
     digits: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.terms < 2 or self.digits < 1:
+            raise ValueError(f"expected terms >= 2 and digits >= 1, came terms={self.terms} and digits={self.digits}")
+
     @property
     def name(self) -> str:
         return "arithmetic"
@@ -67,6 +71,12 @@ def split_of(expression: str) -> Split:
 @cache
 def _splits(task: Arithmetic) -> dict[Split, tuple[Prompt, ...]]:
     found: dict[Split, dict[str, Prompt]] = {name: {} for name in SPLIT_SIZES}
+    at_most, needed = 10 ** (task.terms * task.digits) * 2 ** (task.terms - 1), sum(SPLIT_SIZES.values())
+    if at_most < needed:
+        raise ValueError(
+            f"expected {needed} different problems, but terms={task.terms} and digits={task.digits} give fewer than "
+            f"{at_most}: raise one of them"
+        )
     for expression, answer in task.problems():
         if all(len(found[name]) == size for name, size in SPLIT_SIZES.items()):
             break
