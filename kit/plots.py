@@ -6,10 +6,12 @@ objective. A band is the 95 % interval over training seeds, or, for a single run
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log10
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
 from kit.runlog import read_jsonl
 from kit.statistics import Interval, mean_interval
@@ -29,6 +31,15 @@ LABELS = {
 def regime(sync_interval: int | None) -> str:
     """The name of a sync interval: None is offline, 1 online, anything else semi-online."""
     return "offline" if sync_interval is None else "online" if sync_interval == 1 else "semi-online"
+
+
+def colour(sync_interval: int | None) -> tuple[float, float, float]:
+    """The colour of an interval: its regime's, and the lighter the larger a semi-online one is beyond 10."""
+    red, green, blue = to_rgb(REGIME_COLOURS[regime(sync_interval)])
+    paler = (
+        0.0 if regime(sync_interval) != "semi-online" else min(max(0.4 * log10((sync_interval or 1) / 10), 0.0), 0.6)
+    )
+    return tuple(channel + paler * (1 - channel) for channel in (red, green, blue))  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -70,18 +81,18 @@ def plot_metric(ax: Axes, curves: Sequence[Curve], metric: str) -> None:
     """One metric against the optimizer step, a line with its band for each curve."""
     for curve in curves:
         steps, intervals = zip(*curve.points(metric), strict=True)
-        colour = REGIME_COLOURS[regime(curve.sync_interval)]
+        shade = colour(curve.sync_interval)
         count = len(curve.runs)
         ax.plot(
             steps,
             [interval.mean for interval in intervals],
-            color=colour,
+            color=shade,
             linestyle=LINE_STYLES.get(curve.objective, "-."),
             linewidth=1.8,
             label=f"{curve.label}, {count} seed{'s' if count > 1 else ''}",
         )
         ax.fill_between(
-            steps, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.15, linewidth=0
+            steps, [i.low for i in intervals], [i.high for i in intervals], color=shade, alpha=0.15, linewidth=0
         )
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(LABELS.get(metric, metric))

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kit.plots import REGIME_COLOURS, Curve, headline_table, plot_metric, regime
+from kit.plots import REGIME_COLOURS, Curve, colour, headline_table, plot_metric, regime
 
 
 def records(*accuracies: float) -> list[dict[str, float]]:
@@ -26,12 +27,18 @@ def test_the_three_regimes_are_told_by_the_interval() -> None:
     assert [regime(s) for s in (None, 1, 2, 100)] == ["offline", "online", "semi-online", "semi-online"]
 
 
+def test_semi_online_intervals_are_told_apart_and_get_lighter() -> None:
+    lightness = [sum(colour(s)) for s in (2, 10, 50, 100, 1000)]
+    assert lightness[0] == lightness[1] < lightness[2] < lightness[3] < lightness[4]
+    assert len({colour(s) for s in (None, 1, 10, 100)}) == 4
+
+
 def test_one_run_is_drawn_with_its_own_interval() -> None:
     ax = Figure().subplots()
     plot_metric(ax, [Curve("dpo", 1, (records(0.5, 0.7, 0.9),))], "eval/accuracy")
     (line,) = ax.get_lines()
     assert line.get_xydata().tolist() == [[0, 0.5], [10, 0.7], [20, 0.9]]
-    assert line.get_color() == REGIME_COLOURS["online"] and line.get_linestyle() == "-"
+    assert line.get_color() == to_rgb(REGIME_COLOURS["online"]) and line.get_linestyle() == "-"
     assert line.get_label() == "DPO, online (s = 1), 1 seed"
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((0.4, 1.0))  # low of the first, high of the last
