@@ -36,10 +36,16 @@ class CountedReward:
         from kit.rewards import MathReward
 
         self._reward, self.lengths = MathReward(), []
+        start_verifiers(self._reward)
 
     def __call__(self, *, completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
         self.lengths += [len(ids) for ids in completion_ids]
         return self._reward(**columns)
+
+
+def start_verifiers(reward: Callable[..., list[float | None]]) -> None:
+    """Have MathReward start its processes now, by an answer that needs them, and not within a timed block."""
+    reward(completions=[r"\boxed{2+2}"], solution=["4"])
 
 
 class KitSide:
@@ -58,6 +64,7 @@ class KitSide:
             num_threads=threads, sampling=Sampling(max_completion_length=LIMIT),
         )  # fmt: skip
         self._run = Run(config, task=Arithmetic(), objective=OBJECTIVES[objective](), sync=Every(1), out_dir=folder)
+        start_verifiers(self._run.functions[0])
         self.records: list[dict[str, Any]] = []
 
     def steps(self, count: int) -> None:
