@@ -5,6 +5,8 @@ and stays NaN in the result. A completion that has nobody left to be compared wi
 equal rewards, exactly: a rounding error, divided by the standard deviation, would be a signal.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -82,6 +84,13 @@ def leave_one_out(rewards_G: Float[Tensor, "prompt group"]) -> Float[Tensor, "pr
     """
     deviations, _, counts = _deviations(rewards_G)
     return deviations * counts / (counts - 1).clamp(min=1)
+
+
+ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "centered": centered,
+    "standardized": standardized,
+    "leave_one_out": leave_one_out,
+}  # for papermill, whose parameters are strings
 
 
 def _deviations(

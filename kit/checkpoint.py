@@ -30,6 +30,7 @@ class Position:
     step: int  # updates applied
     sampler_version: int  # updates in the sampler's weights
     ref_version: int  # updates in the reference's weights
+    drift: tuple[float, float] | None = None  # of the policy from the sampler, if the schedule asks for it
 
 
 def save_checkpoint(folder: Path, position: Position, parts: Mapping[str, Tensors], *, keep: int = 2) -> Path:

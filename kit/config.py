@@ -36,6 +36,9 @@ class RunConfig:
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # gradients are scaled down to this 2-norm
+    reuse_epochs: int = 1  # optimizer steps on each batch of completions; generation happens at the first of them
+    max_age: int | None = None  # updates; completions from a sampler that lags more are dropped; None = all are used
+    drift_prompts: int = 8  # groups on which a schedule's drift is measured, if it asks for it
     seed: int = 0  # of prompts, completions, pairs
     eval_steps: int = 20  # optimizer steps between evaluations; one more at the end
     eval_prompts: int = 256  # held-out problems an evaluation
@@ -47,7 +50,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_step", "group_size", "max_steps", "eval_steps", "eval_prompts", "eval_samples",
-                     "save_steps", "micro_batch_size", "num_threads"):  # fmt: skip
+                     "save_steps", "micro_batch_size", "num_threads", "reuse_epochs", "drift_prompts"):  # fmt: skip
             _require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             _require(getattr(self, name) > 0, self, name, "above 0")
@@ -55,6 +58,9 @@ class RunConfig:
             _require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+        _require(self.max_age is None or self.max_age >= 0, self, "max_age", "0 or more, or None")
+        for name in ("max_steps", "save_steps"):  # a checkpoint holds no half-used batch
+            _require(getattr(self, name) % self.reuse_epochs == 0, self, name, "a multiple of reuse_epochs")
 
 
 def _require(holds: bool, config: object, name: str, expected: str) -> None:

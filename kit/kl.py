@@ -8,11 +8,15 @@ KL(policy || reference) for k2, and that of the *other* direction, KL(reference 
 Source: Schulman 2020, "Approximating KL divergence", http://joschu.net/blog/kl-approx.html.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kit.masking import require_same_shape
+
+KLEstimator = Callable[[Tensor, Tensor], Tensor]  # (logprobs, ref_logprobs) -> one estimate a token
 
 
 def k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -80,3 +84,6 @@ def k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"])
     require_same_shape({"logprobs": logprobs, "ref_logprobs": ref_logprobs})
     log_ratio = ref_logprobs - logprobs
     return torch.expm1(log_ratio) - log_ratio  # expm1: exp(d) - 1 would lose all digits where the two are close
+
+
+KL_ESTIMATORS: dict[str, KLEstimator] = {"k1": k1, "k2": k2, "k3": k3}  # for papermill, whose parameters are strings

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -9,12 +10,14 @@ from transformers import PreTrainedModel
 from kit.config import RunConfig
 from kit.models.policy import score
 from kit.objectives import Objective
+from kit.offpolicy import offpolicy_metrics
 from kit.reference import Reference
-from kit.types import Example, Totals
+from kit.sync import Drift
+from kit.types import Example, Group, Rollout, TokenScores, Totals
 
 EXTREMES = {"min": min, "max": max}  # how a metric with this ending combines over micro-batches; others are averaged
 SHARES = ("policy_loss",)  # already a micro-batch's share of the step, like the loss
-PER_TOKEN = ("entropy", "kl", "clip_ratio/", "offpolicy/")  # means over tokens; the others are means over examples
+PER_TOKEN = ("entropy", "kl", "clip_ratio/")  # means over tokens; the others are means over examples
 
 
 class NonFiniteError(RuntimeError):
@@ -43,21 +46,25 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         sums: dict[str, float] = {}
+        objective = self.objective.fitted(self._log_ratios(examples)) if self._has_to_fit(examples) else self.objective
         tokens = sum(len(rollout.completion_ids) for example in examples for rollout in example.rollouts)
+        temperature, pairs_of_logprobs = self.config.sampling.temperature, []
         self.optimizer.zero_grad(set_to_none=True)
         total_loss = 0.0
         for batch in self._micro_batches(examples):
-            rollouts = [rollout for example in batch for rollout in example.rollouts]
-            temperature = self.config.sampling.temperature
+            rollouts = _rollouts(batch)
             ref_scores = self.reference.score(rollouts, temperature=temperature) if self.reference else None
             scores = score(self.policy, rollouts, temperature=temperature)
-            loss, metrics = self.objective.loss(batch, scores, ref_scores, totals)
+            loss, metrics = objective.loss(batch, scores, ref_scores, totals)
             loss.backward()
             total_loss += loss.item()
             counted = scores.entropy.detach()[scores.completion_mask]
+            pairs_of_logprobs.append(_both_logprobs(rollouts, scores))
             shares = (len(batch) / len(examples), len(counted) / tokens)
             for name, value in (metrics | {"entropy": counted.mean().item()}).items():
                 sums[name] = _combined(name, sums.get(name), value, *shares)
+        if examples and self.config.sampling.top_p == 1:  # otherwise the sampler's log-probs are of a cut distribution
+            sums |= offpolicy_metrics(*(torch.cat(parts) for parts in zip(*pairs_of_logprobs, strict=True)))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) if examples else 0.0
         found = {"loss": total_loss, "grad_norm": float(norm), "learning_rate": learning_rate}
         if not (math.isfinite(total_loss) and math.isfinite(found["grad_norm"])):
@@ -70,17 +77,64 @@ class Learner:
             self.optimizer.step()
         return found | sums
 
+    @torch.no_grad()
+    def with_prox_logprobs(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with the policy's log-probs of now, for the passes that follow the first."""
+        found: dict[int, Rollout] = {}
+        for batch in self._micro_batches(examples):
+            rollouts = _rollouts(batch)
+            scores = score(self.policy, rollouts, temperature=self.config.sampling.temperature)
+            for rollout, row, mask in zip(rollouts, scores.logprobs, scores.completion_mask, strict=True):
+                found[id(rollout)] = replace(rollout, prox_logprobs=tuple(row[mask].tolist()))
+        return [replace(e, rollouts=tuple(found[id(rollout)] for rollout in e.rollouts)) for e in examples]
+
+    @torch.no_grad()
+    def drift(self, groups: Sequence[Group]) -> Drift:
+        """How far the policy is from the sampler that wrote these completions, all of them, whatever they train as."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        logprobs, old_logprobs = _both_logprobs(
+            rollouts, score(self.policy, rollouts, temperature=self.config.sampling.temperature)
+        )
+        found = offpolicy_metrics(logprobs, old_logprobs)
+        return Drift(found["offpolicy/kl"], found["offpolicy/m2"])
+
+    def _has_to_fit(self, examples: Sequence[Example]) -> bool:
+        return self.objective.needs_fit and len(examples) > 0
+
+    @torch.no_grad()
+    def _log_ratios(self, examples: Sequence[Example]) -> torch.Tensor:
+        """log(pi / pi_old) of all tokens of a step."""
+        found = []
+        for batch in self._micro_batches(examples):
+            rollouts = _rollouts(batch)
+            scores = score(self.policy, rollouts, temperature=self.config.sampling.temperature)
+            logprobs, old_logprobs = _both_logprobs(rollouts, scores)
+            found.append(logprobs - old_logprobs)
+        return torch.cat(found)
+
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Examples of similar length together, so that little padding is computed; their order changes no sum."""
         ordered = sorted(examples, key=lambda e: max(len(r.prompt_ids) + len(r.completion_ids) for r in e.rollouts))
         batch: list[Example] = []
+        size = 0  # rollouts in the batch
         for example in ordered:
-            if batch and len(batch) * len(batch[0].rollouts) + len(example.rollouts) > self.config.micro_batch_size:
+            if batch and size + len(example.rollouts) > self.config.micro_batch_size:
                 yield batch
-                batch = []
+                batch, size = [], 0
             batch.append(example)
+            size += len(example.rollouts)
         if batch:
             yield batch
+
+
+def _rollouts(examples: Sequence[Example]) -> list[Rollout]:
+    return [rollout for example in examples for rollout in example.rollouts]
+
+
+def _both_logprobs(rollouts: Sequence[Rollout], scores: TokenScores) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all completion tokens, under the policy and under the sampler, (token,) each."""
+    old_logprobs = torch.tensor([logprob for rollout in rollouts for logprob in rollout.old_logprobs])
+    return scores.logprobs.detach()[scores.completion_mask], old_logprobs.to(scores.logprobs)
 
 
 def _combined(name: str, before: float | None, value: float, of_examples: float, of_tokens: float) -> float:

@@ -105,15 +105,20 @@ def right_pad(
 
 
 # How per-token terms become one number. Unequal micro-batches must be weighted by what the outer mean runs over.
-AGGREGATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "sequence": lambda terms, mask: masked_mean(terms, mask, dim=-1).mean(),  # mean over sequences of the token mean
-    "sum": lambda terms, mask: masked_sum(terms, mask, dim=-1).mean(),  # mean over sequences of the sum over tokens
-    "token": lambda terms, mask: masked_mean(terms, mask),  # mean over all tokens of the batch
+AGGREGATES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "sequence": lambda terms, mask, _: masked_mean(terms, mask, dim=-1).mean(),  # mean over sequences of the token mean
+    "sum": lambda terms, mask, _: masked_sum(terms, mask, dim=-1).mean(),  # mean over sequences of the sum over tokens
+    "token": lambda terms, mask, _: masked_mean(terms, mask),  # mean over all tokens of the batch
+    "constant": lambda terms, mask, constant: masked_sum(terms, mask, dim=-1).mean() / constant,  # the sum, rescaled
 }
 
 
 def aggregate_tokens(
-    terms: Float[Tensor, "seq tok"], completion_mask: Bool[Tensor, "seq tok"], how: str
+    terms: Float[Tensor, "seq tok"],
+    completion_mask: Bool[Tensor, "seq tok"],
+    how: str,
+    *,
+    constant: int | None = None,
 ) -> Float[Tensor, ""]:
     """Reduce per-token terms to a scalar, the same way in every loss.
 
@@ -121,13 +126,15 @@ def aggregate_tokens(
         terms: one term a token, in any unit.
         completion_mask: True = counts.
         how: "sequence" (mean over sequences of each one's token mean: every sequence weighs the same), "sum" (mean over
-            sequences of the sum over tokens: no length normalization), "token" (mean over all tokens of the batch).
+            sequences of the sum over tokens: no length normalization), "token" (mean over all tokens of the batch),
+            "constant" (the sum over tokens divided by `constant`, the same for every sequence: Dr. GRPO's).
+        constant: tokens, >= 1, for "constant" only, such as the longest completion allowed.
 
     Returns:
         Scalar in the unit of `terms` (with "sum", that unit per sequence).
 
     Raises:
-        ValueError: if `how` is none of these, or a sequence has no token that counts.
+        ValueError: if `how` is none of these, a sequence has no token that counts, or `constant` is missing or unused.
 
     >>> terms, mask = torch.tensor([[6.0, 0.0], [2.0, 2.0]]), torch.tensor([[True, False], [True, True]])
     >>> [round(aggregate_tokens(terms, mask, how).item(), 4) for how in ("sequence", "sum", "token")]
@@ -135,4 +142,6 @@ def aggregate_tokens(
     """
     if how not in AGGREGATES:
         raise ValueError(f"expected one of {sorted(AGGREGATES)} for the aggregation, came {how!r}")
-    return AGGREGATES[how](terms, completion_mask)
+    if (how == "constant") != (constant is not None) or (constant is not None and constant < 1):
+        raise ValueError(f'expected a constant >= 1 with "constant" and none otherwise, came {constant} with {how!r}')
+    return AGGREGATES[how](terms, completion_mask, constant or 1)

@@ -4,6 +4,8 @@ No contrast, no pair: the list is empty. A reward of NaN (abstained) is never ch
 completion is no special case: without an answer its reward is 0, so it can be rejected.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,20 +24,40 @@ def correct_incorrect(rewards_G: Float[Tensor, " group"], generator: torch.Gener
     Raises:
         ValueError: if a reward is neither 0 nor 1 nor NaN.
 
-    Source: arXiv 2506.21495 (its code takes the first of each instead).
+    Source: arXiv 2506.21495 (its code takes the first of each: `first_correct_incorrect`).
 
     >>> correct_incorrect(torch.tensor([0.0, 1.0, float("nan")]), torch.Generator())
     [(1, 0)]
     """
-    rewards = _judged(rewards_G)
-    other = [reward for _, reward in rewards if reward not in (0.0, 1.0)]
-    if other:
-        raise ValueError(f"expected rewards 0 or 1 (NaN = abstained), came {other[0]}: use best_worst for graded ones")
-    correct = [index for index, reward in rewards if reward == 1.0]
-    incorrect = [index for index, reward in rewards if reward == 0.0]
+    correct, incorrect = _correct_and_incorrect(rewards_G)
     if not (correct and incorrect):
         return []
     return [(_random_one(correct, generator), _random_one(incorrect, generator))]
+
+
+def first_correct_incorrect(
+    rewards_G: Float[Tensor, " group"], generator: torch.Generator | None = None
+) -> list[tuple[int, int]]:
+    """The first correct and the first incorrect completion: what the authors' code does.
+
+    With completions drawn independently this is as good as a random pair; with any order among them it is not.
+
+    Args:
+        rewards_G: of one prompt, 1 = correct, 0 = incorrect, NaN = abstained.
+
+    Returns:
+        One pair, or none if all that were judged are correct, or all incorrect.
+
+    Raises:
+        ValueError: if a reward is neither 0 nor 1 nor NaN.
+
+    Source: the code of arXiv 2506.21495, branch online_training of fairseq2.
+
+    >>> first_correct_incorrect(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    [(1, 0)]
+    """
+    correct, incorrect = _correct_and_incorrect(rewards_G)
+    return [(correct[0], incorrect[0])] if correct and incorrect else []
 
 
 def best_worst(rewards_G: Float[Tensor, " group"], generator: torch.Generator | None = None) -> list[tuple[int, int]]:
@@ -76,6 +98,24 @@ def all_pairs(rewards_G: Float[Tensor, " group"], generator: torch.Generator | N
     """
     rewards = _judged(rewards_G)
     return [(chosen, rejected) for chosen, better in rewards for rejected, worse in rewards if better > worse]
+
+
+PAIRINGS: dict[str, Callable[[Tensor, torch.Generator], list[tuple[int, int]]]] = {
+    "correct_incorrect": correct_incorrect,
+    "first_correct_incorrect": first_correct_incorrect,
+    "best_worst": best_worst,
+    "all_pairs": all_pairs,
+}  # for papermill, whose parameters are strings
+
+
+def _correct_and_incorrect(rewards_G: Float[Tensor, " group"]) -> tuple[list[int], list[int]]:
+    """Indices of reward 1 and of reward 0."""
+    rewards = _judged(rewards_G)
+    other = [reward for _, reward in rewards if reward not in (0.0, 1.0)]
+    if other:
+        raise ValueError(f"expected rewards 0 or 1 (NaN = abstained), came {other[0]}: use best_worst for graded ones")
+    correct = [index for index, reward in rewards if reward == 1.0]
+    return correct, [index for index, reward in rewards if reward == 0.0]
 
 
 def _judged(rewards_G: Float[Tensor, " group"]) -> list[tuple[int, float]]:

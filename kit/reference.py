@@ -5,31 +5,48 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from kit.models.policy import copy_weights, frozen_copy, score
+from kit.models.policy import copy_weights, frozen_copy, mix_weights, score
 from kit.sync import Schedule, SyncState
 from kit.types import Rollout, TokenScores
 
 
 class Reference:
-    """What DPO's margin and GRPO's KL term compare the policy with.
+    r"""What DPO's margin and GRPO's KL term compare the policy with.
+
+    When its schedule says so the reference becomes
+
+    .. math:: \theta_{ref} \leftarrow \alpha\,\theta + (1 - \alpha)\,\theta_{ref}
 
     Args:
         policy: the model to copy now.
-        schedule: when to copy it again: `Never()` keeps the seed policy, `Every(k)` follows the policy every k steps.
-            With `Every(1)` the reference equals the policy at every step, every DPO margin is zero and the loss the
-            constant log 2: only its gradient still says something (see `pairs/weight`).
+        schedule: when to copy it again: `Never()` keeps the seed policy, `Every(k)` follows the policy every k steps,
+            `WithSampler()` whenever the sampler was copied to. With `Every(1)` the reference equals the policy at every
+            step, every DPO margin is zero and the loss the constant log 2: only its gradient still says something (see
+            `pairs/weight`).
+        mixup_alpha: in (0, 1]; 1 copies. `Every(1)` with 1 - d is an exponential moving average of decay d.
+
+    Raises:
+        ValueError: if mixup_alpha is out of range.
     """
 
-    def __init__(self, policy: PreTrainedModel, schedule: Schedule) -> None:
+    def __init__(self, policy: PreTrainedModel, schedule: Schedule, mixup_alpha: float = 1.0) -> None:
+        if not 0 < mixup_alpha <= 1:
+            raise ValueError(
+                f"expected ref_mixup_alpha in (0, 1], came {mixup_alpha}: 1 copies; Never() keeps the seed"
+            )
         self.model = frozen_copy(policy)
         self.schedule = schedule
+        self.mixup_alpha = mixup_alpha
         self.version = 0
 
-    def maybe_sync(self, policy: PreTrainedModel, step: int) -> bool:
-        """Copy the policy if the schedule says so; asked once a step, before generating."""
-        if not self.schedule.due(SyncState(step, self.version)):
+    def maybe_sync(self, policy: PreTrainedModel, step: int, sampler_version: int) -> bool:
+        """Follow the policy if the schedule says so; asked once a step, after the sampler and before generating."""
+        if not self.schedule.due(SyncState(step, self.version, sampler_step=sampler_version)):
             return False
-        copy_weights(policy, self.model)
+        if self.mixup_alpha == 1:
+            copy_weights(policy, self.model)
+        else:
+            mix_weights(policy, self.model, self.mixup_alpha)
         self.version = step
         return True
 

@@ -2,16 +2,34 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kit.rewards.combine import RewardFunction
 from kit.types import Example, Group, Totals
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one generation yields, for one optimizer step or for several."""
+
+    groups: Sequence[Group]
+    examples: Sequence[Example]
+    totals: Totals
+    metrics: dict[str, float]
+
+
 def totals_of(groups: Sequence[Group], examples: Sequence[Example]) -> Totals:
     """The sizes that a step's losses are divided by."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    return Totals(len(groups), len(rollouts), sum(len(r.completion_ids) for r in rollouts), len(examples))
+    chosen = [
+        rollout
+        for example in examples
+        for rollout, is_chosen in zip(example.rollouts, example.is_chosen, strict=False)
+        if is_chosen
+    ]
+    tokens, chosen_tokens = (sum(len(rollout.completion_ids) for rollout in some) for some in (rollouts, chosen))
+    return Totals(len(groups), len(rollouts), tokens, len(examples), chosen_tokens)
 
 
 def group_metrics(
@@ -32,6 +50,7 @@ def group_metrics(
     return found | {
         "frac_reward_zero_std": statistics.fmean(len(set(group.rewards) - {None}) <= 1 for group in groups),
         "groups/used": sum(bool(examples) for examples in selected),
+        "groups/ties": sum(len(set(group.rewards) - {None}) == 1 for group in groups),
         "examples": sum(len(examples) for examples in selected),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/clipped_ratio": statistics.fmean(rollout.finish_reason == "length" for rollout in rollouts),
@@ -68,6 +87,7 @@ def roles_of(examples: Sequence[Example]) -> dict[int, str]:
     """What each rollout (by identity) trains as: chosen, rejected, or advantage=..."""
     roles: dict[int, str] = {}
     for example in examples:
-        names = ("chosen", "rejected") if not example.advantages else [f"advantage={a:.3f}" for a in example.advantages]
+        names = [f"advantage={advantage:.3f}" for advantage in example.advantages]
+        names = ["chosen" if is_chosen else "rejected" for is_chosen in example.is_chosen] or names
         roles |= {id(rollout): name for rollout, name in zip(example.rollouts, names, strict=True)}
     return roles

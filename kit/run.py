@@ -22,10 +22,10 @@ from kit.learner import Learner
 from kit.models.policy import digest, load_policy
 from kit.objectives import Objective
 from kit.reference import Reference
-from kit.rollouts import group_metrics, rollout_columns, totals_of
+from kit.rollouts import Batch, group_metrics, rollout_columns, totals_of
 from kit.runlog import Clock, RunLog, describe
 from kit.samplers import SyncError, TransformersSampler
-from kit.sync import Never, Schedule, SyncState
+from kit.sync import Drift, Never, Schedule, SyncState, WithSampler
 from kit.tasks.task import Task, prompts_at
 
 Record = dict[str, Any]
@@ -41,6 +41,7 @@ class Run:
         objective: `kit.objectives.DPO(...)`, `GRPO(...)`, or another.
         sync: when the policy's weights are copied into the sampler: `Never()` is offline, `Every(1)` online.
         ref_sync: the same for the reference, independent of `sync`; default never.
+        ref_mixup_alpha: how far the reference then moves to the policy, in (0, 1]; 1 copies, less averages.
         out_dir: the run directory. If it holds this very run, unfinished, the run goes on from its last checkpoint.
 
     Raises:
@@ -49,12 +50,12 @@ class Run:
 
     def __init__(
         self, config: RunConfig, *, task: Task, objective: Objective, sync: Schedule, ref_sync: Schedule | None = None,
-        out_dir: str | Path,
+        ref_mixup_alpha: float = 1.0, out_dir: str | Path,
     ) -> None:  # fmt: skip
         objective.check(config.group_size)
+        ref_sync = Never() if ref_sync is None else ref_sync
         _check_supported(config, objective, sync, ref_sync)
         torch.set_num_threads(config.num_threads)
-        ref_sync = Never() if ref_sync is None else ref_sync
         self.config, self.objective, self.sync = config, objective, sync
         self.policy, tokenizer = load_policy(config.model_name_or_path)
         self.sampler = TransformersSampler(self.policy, tokenizer)
@@ -67,12 +68,15 @@ class Run:
         self.sampler.check_lengths([*self.prompts, *self.held_out], config.sampling)
         prompts_at(self.prompts, 0, config.prompts_per_step, seed=config.seed)  # refuses a step larger than the split
         self.functions, self.weights = task.rewards()
-        self.reference = Reference(self.policy, ref_sync) if objective.needs_reference else None
+        self.reference = Reference(self.policy, ref_sync, ref_mixup_alpha) if objective.needs_reference else None
         self.learner = Learner(self.policy, objective, self.reference, config)
         asked = {"task": describe(task), "objective": describe(objective), "sync": describe(sync)}
-        asked |= {"ref_sync": describe(ref_sync), "model_digest": digest(self.policy)}
+        asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha}
+        asked |= {"model_digest": digest(self.policy)}
         self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
         self.step = 0  # updates applied
+        self.drift: Drift | None = None
+        self._batch: Batch | None = None
         self._resume()
 
     def steps(self, count: int) -> Iterator[Record]:
@@ -84,7 +88,10 @@ class Run:
         while self.step < last:
             with deferred_interrupt() as interrupted:
                 record = self._step()
-                if interrupted() or self.step % self.config.save_steps == 0 or self.step == self.config.max_steps:
+                while interrupted() and self._is_mid_batch():  # a checkpoint holds no half-used batch
+                    record = self._step()
+                is_due = self.step % self.config.save_steps == 0 or self.step == self.config.max_steps
+                if interrupted() or is_due:
                     self._save()
             if interrupted():
                 self.log.event("interrupt", step=self.step)
@@ -105,23 +112,21 @@ class Run:
         if step % config.eval_steps == 0:
             record |= self._evaluate()
             clock.lap("eval")
-        self._sync()
-        clock.lap("sync")
-        prompts = prompts_at(self.prompts, step, config.prompts_per_step, seed=config.seed)
-        groups = self.sampler.generate(prompts, config.group_size, seed=(config.seed, step), sampling=config.sampling)
-        clock.lap("generate")
-        groups = score_groups(groups, self.functions, self.weights)
-        clock.lap("reward")
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        selected = [self.objective.select(group, generator) for group in groups]
-        examples = [example for group_examples in selected for example in group_examples]
-        record |= group_metrics(groups, selected, self.functions)
-        record |= {"sync/version": self.sampler.version, "sync/staleness": step - self.sampler.version}
-        record |= {"sync/ref_version": self.reference.version} if self.reference else {}
-        record |= self.learner.update(examples, totals_of(groups, examples), step)
+        if self._batch is None or not self._is_mid_batch():
+            self._batch = self._new_batch(clock)
+        batch = self._batch
+        if self.reference:
+            self.reference.maybe_sync(self.policy, step, self.sampler.version)
+            record |= {"sync/ref_version": self.reference.version}
+        age, max_age = step - self.sampler.version, config.max_age
+        examples = batch.examples if max_age is None or age <= max_age else ()
+        record |= batch.metrics | {"sync/version": self.sampler.version, "sync/staleness": age}
+        record |= {"reuse_epoch": step % config.reuse_epochs, "examples/too_old": len(batch.examples) - len(examples)}
+        record |= self.learner.update(examples, batch.totals, step)
+        if self.sync.needs_drift:
+            self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
+            record |= {"sync/drift": self.drift.kl, "sync/drift_m2": self.drift.m2}
         clock.lap("train")
-        self.log.rollouts(step, rollout_columns(groups, selected))
-        clock.lap("log")
         record |= clock.laps
         self.step += 1
         self.log.log(record)
@@ -130,16 +135,40 @@ class Run:
         self.log.status("finished" if self.step == config.max_steps else "running", self.step)
         return record
 
+    def _is_mid_batch(self) -> bool:
+        """Whether the next step makes another pass over the batch at hand."""
+        return self.step % self.config.reuse_epochs > 0
+
+    def _new_batch(self, clock: Clock) -> Batch:
+        """Sync if due, generate, score, select."""
+        config, step = self.config, self.step
+        if self.sync.due(SyncState(step, self.sampler.version, self.drift)):
+            self._sync()
+        clock.lap("sync")
+        number = step // config.reuse_epochs
+        prompts = prompts_at(self.prompts, number, config.prompts_per_step, seed=config.seed)
+        groups = self.sampler.generate(prompts, config.group_size, seed=(config.seed, step), sampling=config.sampling)
+        clock.lap("generate")
+        groups = score_groups(groups, self.functions, self.weights)
+        clock.lap("reward")
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        selected = [self.objective.select(group, generator) for group in groups]
+        examples = [example for group_examples in selected for example in group_examples]
+        if self.objective.needs_prox_logprobs and config.reuse_epochs > 1:
+            examples = self.learner.with_prox_logprobs(examples)
+        clock.lap("select")
+        self.log.rollouts(step, rollout_columns(groups, selected))
+        clock.lap("log")
+        metrics = group_metrics(groups, selected, self.functions)
+        return Batch(groups, examples, totals_of(groups, examples), metrics)
+
     def _sync(self) -> None:
-        if self.sync.due(SyncState(self.step, self.sampler.version)):
-            try:
-                receipt = self.sampler.sync(self.policy, self.step, step=self.step)
-            except SyncError as error:
-                self.log.receipt(dataclasses.asdict(error.receipt))
-                raise
-            self.log.receipt(dataclasses.asdict(receipt))
-        if self.reference:
-            self.reference.maybe_sync(self.policy, self.step)
+        try:
+            receipt = self.sampler.sync(self.policy, self.step, step=self.step)
+        except SyncError as error:
+            self.log.receipt(dataclasses.asdict(error.receipt))
+            raise
+        self.log.receipt(dataclasses.asdict(receipt))
 
     def _evaluate(self) -> Record:
         found = evaluate(
@@ -157,7 +186,8 @@ class Run:
         }
         if self.reference:
             parts["reference"] = self.reference.model.state_dict()
-        save_checkpoint(self.log.path / "checkpoints", Position(self.step, self.sampler.version, ref_version), parts)
+        position = Position(self.step, self.sampler.version, ref_version, self.drift)
+        save_checkpoint(self.log.path / "checkpoints", position, parts)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, or from the start if a run was killed before its first one."""
@@ -168,6 +198,7 @@ class Run:
             self.sampler.model.load_state_dict(parts["sampler"])
             load_optimizer_tensors(self.learner.optimizer, parts["optimizer"])
             self.step, self.sampler.version = position.step, position.sampler_version
+            self.drift = Drift(*position.drift) if position.drift else None
             if self.reference:
                 self.reference.model.load_state_dict(parts["reference"])
                 self.reference.version = position.ref_version
@@ -177,11 +208,20 @@ class Run:
         self.log.event("resume" if checkpoints else "start", step=self.step)
 
 
-def _check_supported(config: RunConfig, objective: Objective, *schedules: Schedule | None) -> None:
+def _check_supported(config: RunConfig, objective: Objective, sync: Schedule, ref_sync: Schedule) -> None:
     """Raise ValueError for what would fail, or mean nothing, only after work was done."""
-    if config.sampling.temperature == 0:
+    sampling, max_age = config.sampling, config.max_age
+    if sampling.temperature == 0:
         raise ValueError("expected a training temperature above 0, came 0: greedy groups are all equal")
-    if config.sampling.top_p < 1 and objective.needs_old_logprobs:
-        raise ValueError(f"expected top_p = 1, came {config.sampling.top_p}: ratios to the policy would be wrong")
-    if any(schedule is not None and schedule.needs_drift for schedule in schedules):
-        raise ValueError("expected a schedule of steps, came one that needs the measured drift, which is not measured")
+    if sampling.top_p < 1 and (objective.needs_old_logprobs or sync.needs_drift):
+        raise ValueError(f"expected top_p = 1, came {sampling.top_p}: ratios to the policy would be wrong")
+    if isinstance(sync, WithSampler):
+        raise ValueError("expected a schedule for the sampler, came WithSampler(): that is one for the reference")
+    if ref_sync.needs_drift:
+        raise ValueError(f"expected ref_sync to be a schedule of steps, came {ref_sync}: drift is from the sampler")
+    longest = config.max_steps - 1 if sync.max_staleness is None else sync.max_staleness
+    if max_age is not None and max_age < min(longest, config.max_steps - 1):
+        raise ValueError(
+            f"expected max_age >= {longest}, the largest staleness under {sync}, came {max_age}: each older batch "
+            "would be dropped, and the policy would stand still. Sync more often, or OnDrift(..., max_interval=...)"
+        )

@@ -41,17 +41,25 @@ METRICS = {
     "logps/chosen": "mean log-prob of chosen completions, summed over tokens, nats",
     "logps/rejected": "the same of rejected completions, nats",
     "pairs/weight": "mean sigma(-margin), the factor on a pair's gradient",
-    "pairs/*": "see kit.objectives",
     "nll_loss": "mean negative log-likelihood of chosen completions, nats/token",
     "policy_loss": "GRPO's loss without its KL term",
-    "kl": "k3 estimate of KL(policy || reference), nats/token",
-    "clip_ratio/*": "fraction of tokens whose ratio was clipped (low, high, either)",
-    "offpolicy/ratio_*": "policy to sampler probability ratio of the tokens trained on, before any clipping",
+    "kl": "estimate (k3 unless told otherwise) of KL(policy || reference), nats/token",
+    "clip_ratio/*": "fraction of tokens whose ratio was clipped, truncated or masked (low, high, either)",
+    "offpolicy/kl": "KL(policy || sampler) on the tokens trained on, before the update, nats/token",
+    "offpolicy/kl_reverse": "KL(sampler || policy) on them, nats/token",
+    "offpolicy/m2": "mean squared log-ratio of policy to sampler on them, squared nats",
+    "offpolicy/ess": "effective sample size of importance weights on them, as a fraction, in (0, 1]",
+    "offpolicy/ratio_*": "policy to sampler probability ratio of them, before any clipping (mean, min, max)",
     "groups/used": "groups that gave a training signal",
-    "examples": "pairs or completions trained on",
+    "groups/ties": "groups whose judged rewards are all equal: no pair, no advantage",
+    "examples/too_old": "examples dropped because the sampler lagged more than max_age updates",
+    "reuse_epoch": "earlier optimizer steps on this batch of completions",
+    "examples": "pairs, completions or groups trained on",
     "num_tokens": "completion tokens generated in this step",
     "sync/version": "updates in the weights that generated this step's completions",
     "sync/staleness": "updates that the sampler lags behind the policy; 0 = on-policy",
+    "sync/drift": "KL(policy || sampler) after this update, on all completions of drift_prompts groups, nats/token",
+    "sync/drift_m2": "mean squared log-ratio likewise, squared nats",
     "sync/ref_version": "updates in the reference's weights",
     "eval/accuracy*": "held-out accuracy of the trained policy at temperature 1; 95 % bootstrap interval over problems",
     "eval/greedy_accuracy*": "the same with greedy decoding; Wilson interval",
@@ -171,11 +179,17 @@ class RunLog:
 def describe(value: Any) -> dict[str, Any]:
     """A frozen dataclass as JSON: its type and fields, a function by its name."""
     plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return {"type": type(value).__name__} | {k: _function(v) if callable(v) else v for k, v in plain.items()}
+    return {"type": type(value).__name__} | {name: _described(field) for name, field in plain.items()}
+
+
+def _described(value: Any) -> Any:
+    """A value within another as JSON, a function by its name; of a partial, the constants too."""
+    if dataclasses.is_dataclass(value):
+        return describe(value)
+    return _function(value) if callable(value) else value
 
 
 def _function(function: Any) -> Any:
-    """Its name; of a partial, the constants too."""
     if isinstance(function, partial):
         return {"function": _function(function.func), "args": list(function.args), **function.keywords}
     return function.__name__

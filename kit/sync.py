@@ -10,7 +10,14 @@ Lanchantin et al. 2025, "Bridging Offline and Online Reinforcement Learning for 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+
+class Drift(NamedTuple):
+    """How far the policy has moved from the sampler, on completions that the sampler wrote; see `kit.offpolicy`."""
+
+    kl: float  # KL(policy || sampler), nats a token
+    m2: float  # mean squared log-ratio, squared nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,8 @@ class SyncState:
 
     step: int  # the step about to generate, from 0
     last_sync_step: int  # the step before which the weights were last copied; 0 at the start
-    drift: float | None = None  # measured KL from the sampler to the policy, nats per token; None = not measured
+    drift: "Drift | None" = None  # None = not measured
+    sampler_step: int | None = None  # for a reference: the step before which the *sampler* was last copied to
 
     def __post_init__(self) -> None:
         if not 0 <= self.last_sync_step <= self.step:
@@ -41,6 +49,11 @@ class Schedule(Protocol):
 
     needs_drift: ClassVar[bool]
 
+    @property
+    def max_staleness(self) -> int | None:
+        """The largest lag that the schedule allows, steps; None = no limit."""
+        ...
+
     def due(self, state: SyncState) -> bool:
         """Whether to copy the weights before this step generates."""
         ...
@@ -60,6 +73,10 @@ class Every:
     def __post_init__(self) -> None:
         _require_steps("interval", self.interval)
 
+    @property
+    def max_staleness(self) -> int:
+        return self.interval - 1
+
     def due(self, state: SyncState) -> bool:
         """True when the lag has reached the interval."""
         return staleness(state) >= self.interval
@@ -74,6 +91,10 @@ class Never:
     """
 
     needs_drift: ClassVar[bool] = False
+
+    @property
+    def max_staleness(self) -> None:
+        return None
 
     def due(self, state: SyncState) -> bool:
         """Always False."""
@@ -99,6 +120,10 @@ class WarmUp:
         for name in ("start", "end", "steps"):
             _require_steps(name, getattr(self, name))
 
+    @property
+    def max_staleness(self) -> int:
+        return max(self.start, self.end) - 1
+
     def interval_at(self, step: int) -> int:
         """The interval in force at a step, rounded to the nearest number of steps, halves up."""
         done = min(step, self.steps)
@@ -111,34 +136,65 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True)
 class OnDrift:
-    """Copy when the policy has drifted from the sampler by more than `max_kl`, however many steps that took.
+    """Copy when the policy has drifted from the sampler by more than a bound, however many steps that took.
 
-    Not in the paper: it bounds the distance that `s` only stands for.
+    Not in the paper: it bounds the distance that `s` only stands for. Give one bound or both; the first to pass counts.
+    The drift is measured after each update, on completions of the step before (`RunConfig.drift_prompts`).
 
-    >>> OnDrift(max_kl=0.1).due(SyncState(step=9, last_sync_step=2, drift=0.2))
+    >>> OnDrift(max_kl=0.1).due(SyncState(step=9, last_sync_step=2, drift=Drift(kl=0.2, m2=0.5)))
     True
     """
 
     needs_drift: ClassVar[bool] = True
-    max_kl: float  # nats per token, > 0
+    max_kl: float | None = None  # KL(policy || sampler), nats a token, > 0
+    max_m2: float | None = None  # mean squared log-ratio, squared nats, > 0
+    max_interval: int | None = None  # steps: copy at the latest when the sampler lags this many; None = no limit
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_kl, bool) or not isinstance(self.max_kl, (int, float)):
-            raise TypeError(f"expected max_kl as a number of nats per token, came {self.max_kl!r}")
-        if not (self.max_kl > 0 and math.isfinite(self.max_kl)):
-            raise ValueError(
-                f"expected a finite max_kl > 0, came {self.max_kl}: write Never() for offline, Every(1) online"
-            )
+        if self.max_kl is None and self.max_m2 is None:
+            raise ValueError("expected max_kl or max_m2, came neither: Every(s) copies after a number of steps alone")
+        _require_bound("max_kl", self.max_kl)
+        _require_bound("max_m2", self.max_m2)
+        if self.max_interval is not None:
+            _require_steps("max_interval", self.max_interval)
+
+    @property
+    def max_staleness(self) -> int | None:
+        return None if self.max_interval is None else self.max_interval - 1
 
     def due(self, state: SyncState) -> bool:
-        """True when the measured drift exceeds the bound; ValueError if there is something to copy but no drift."""
+        """True when a measured drift exceeds its bound; ValueError if there is something to copy but no drift."""
         if staleness(state) == 0:
             return False
-        if state.drift is None or math.isnan(state.drift):
+        if state.drift is None or math.isnan(state.drift.kl) or math.isnan(state.drift.m2):
             raise ValueError(
                 f"expected the measured drift at step {state.step}, came {state.drift}: put it in SyncState"
             )
-        return state.drift > self.max_kl
+        is_far = self.max_kl is not None and state.drift.kl > self.max_kl
+        is_wide = self.max_m2 is not None and state.drift.m2 > self.max_m2
+        is_late = self.max_interval is not None and staleness(state) >= self.max_interval
+        return is_far or is_wide or is_late
+
+
+@dataclass(frozen=True, slots=True)
+class WithSampler:
+    """For a reference: copy whenever the sampler was copied to, so that the reference is the policy that sampled.
+
+    >>> WithSampler().due(SyncState(step=4, last_sync_step=2, sampler_step=4))
+    True
+    """
+
+    needs_drift: ClassVar[bool] = False
+
+    @property
+    def max_staleness(self) -> None:
+        return None
+
+    def due(self, state: SyncState) -> bool:
+        """True at the steps before which the sampler was copied to; ValueError for a schedule of the sampler itself."""
+        if state.sampler_step is None:
+            raise ValueError("expected sampler_step, came None: WithSampler is a schedule for the reference alone")
+        return state.last_sync_step < state.sampler_step
 
 
 def every(interval: int | None) -> Every | Never:
@@ -154,8 +210,11 @@ def every(interval: int | None) -> Every | Never:
     return Never() if interval is None else Every(interval)
 
 
-def timeline(schedule: Schedule, steps: int) -> list[int]:
-    """Staleness at each of the first `steps` steps, by replaying `due`.
+def timeline(schedule: Schedule, steps: int, reuse_epochs: int = 1) -> list[int]:
+    """Staleness at each of the first `steps` steps, by replaying `due` where a batch is generated.
+
+    >>> timeline(Every(2), 6, reuse_epochs=3)  # a batch serves three steps
+    [0, 1, 2, 0, 1, 2]
 
     Raises:
         ValueError: if the schedule needs a measured drift, which a replay does not have.
@@ -164,10 +223,20 @@ def timeline(schedule: Schedule, steps: int) -> list[int]:
         raise ValueError(f"expected a schedule of steps alone, came {schedule}: its timeline depends on the run")
     lags, last_sync_step = [], 0
     for step in range(steps):
-        if schedule.due(SyncState(step, last_sync_step)):
+        if step % reuse_epochs == 0 and schedule.due(SyncState(step, last_sync_step)):
             last_sync_step = step
         lags.append(step - last_sync_step)
     return lags
+
+
+def _require_bound(name: str, bound: object) -> None:
+    """Raise TypeError unless a number or None came, ValueError unless it is above 0 and finite."""
+    if bound is None:
+        return
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+        raise TypeError(f"expected {name} as a number of nats per token, came {bound!r}")
+    if not (bound > 0 and math.isfinite(bound)):
+        raise ValueError(f"expected a finite {name} > 0, came {bound}: write Never() for offline, Every(1) for online")
 
 
 def _require_steps(name: str, value: object) -> None:

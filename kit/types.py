@@ -43,6 +43,7 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     version: int
+    prox_logprobs: tuple[float, ...] = ()  # under the policy before the first gradient pass; empty = not needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,13 @@ class Group:
 class Example:
     """The smallest unit of a loss: rollouts that must be trained on together.
 
-    A DPO pair is (chosen, rejected); a GRPO example is one rollout and its advantage.
+    A DPO pair is (chosen, rejected); a GRPO example is one rollout and its advantage; a GroupDPO example is all of a
+    group that was judged. `advantages` and `is_chosen` have one entry a rollout, or none where they mean nothing.
     """
 
     rollouts: tuple[Rollout, ...]
     advantages: tuple[float, ...] = ()
+    is_chosen: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,4 @@ class Totals:
     rollouts: int
     tokens: int  # completion tokens of all rollouts
     examples: int  # those with a training signal
+    chosen_tokens: int = 0  # completion tokens of the examples' chosen rollouts

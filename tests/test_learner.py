@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kit.config import RunConfig, Sampling
+from kit.importance import PPOClip
 from kit.learner import Learner, NonFiniteError
 from kit.models.policy import digest, load_policy
 from kit.objectives import DPO, GRPO, Objective
@@ -27,7 +28,7 @@ OBJECTIVES: dict[str, Objective] = {
     "grpo sum": GRPO(aggregate="sum"),
     "grpo token": GRPO(aggregate="token"),
     "grpo kl": GRPO(kl_coef=0.2),
-    "grpo token kl": GRPO(aggregate="token", kl_coef=0.2, clip_eps=0.1, clip_eps_high=0.3),
+    "grpo token kl": GRPO(PPOClip(0.1, 0.3), aggregate="token", kl_coef=0.2),
 }
 
 

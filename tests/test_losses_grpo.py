@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kit.importance import IMPORTANCE
 from kit.losses import grpo_loss
-from kit.losses.grpo import IMPORTANCE
 
 ONE_TOKEN = torch.tensor([[True]])
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kit.advantages import centered, standardized
+from kit.importance import PPOClip
 from kit.objectives import DPO, GRPO
 from kit.run import Run
 from kit.runlog import METRICS, Clock, RunDirectoryError, RunLog, describe, is_defined, read_jsonl
@@ -21,7 +22,7 @@ from tests.conftest import TinyTask, contents
 CONFIG = {"seed": 0, "sampling": {"top_p": 1.0}, "sync": {"type": "Every", "interval": 3}}
 ARMS: dict[str, dict[str, Any]] = {
     "dpo": {"objective": DPO(nll_coef=0.1, entropy_coef=0.1), "sync": Every(3)},
-    "grpo": {"objective": GRPO(kl_coef=0.1, clip_eps_high=0.3), "sync": Never()},
+    "grpo": {"objective": GRPO(PPOClip(clip_eps_high=0.3), kl_coef=0.1), "sync": Never()},
 }
 
 

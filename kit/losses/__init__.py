@@ -6,7 +6,8 @@ counts; what runs over what is said in each: summed or averaged over tokens, mea
 
 from kit.losses.dpo import dpo_loss
 from kit.losses.entropy import entropy_loss
+from kit.losses.group_dpo import group_dpo_loss
 from kit.losses.grpo import grpo_loss
 from kit.losses.nll import nll_loss
 
-__all__ = ["dpo_loss", "entropy_loss", "grpo_loss", "nll_loss"]
+__all__ = ["dpo_loss", "entropy_loss", "group_dpo_loss", "grpo_loss", "nll_loss"]

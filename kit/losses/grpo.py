@@ -2,71 +2,16 @@
 
 Shao et al. 2024, "DeepSeekMath", https://arxiv.org/abs/2402.03300. The paper, arXiv 2506.21495, trains strictly
 on-policy, without importance ratios and without length normalization: `importance="none", aggregate="sum"` with
-`advantages.centered`. Another correction for a stale sampler is one more function that returns a `Surrogate`, and a
-line in `IMPORTANCE`.
+`advantages.centered`. What can be done about a stale sampler is in `kit.importance`.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kit.kl import k3
+from kit.importance import IMPORTANCE, Importance, PPOClip, Surrogate, Tokens
+from kit.kl import KLEstimator, k3
 from kit.masking import aggregate_tokens, masked_mean, require_same_shape
-
-# e^20 = 5e8. Beyond float32's range exp gives inf, and inf * 0 = NaN as gradient even where the clip removes the token.
-MAX_LOG_RATIO = 20.0
-
-
-class Clip(NamedTuple):
-    """The ratios that count as close: 1 - low to 1 + high."""
-
-    low: float
-    high: float
-
-
-class Surrogate(NamedTuple):
-    """What an importance mode makes of the tokens: their loss, and where the clip removed the gradient."""
-
-    loss: Float[Tensor, "seq tok"]
-    is_low_clipped: Bool[Tensor, "seq tok"]
-    is_high_clipped: Bool[Tensor, "seq tok"]
-
-
-Tokens = Float[Tensor, "seq tok"]
-SurrogateFunction = Callable[[Tokens, Tokens, Tensor, Tensor, Clip], Surrogate]
-
-
-def on_policy_surrogate(
-    logprobs: Tokens, old_logprobs: Tokens, advantages: Tensor, completion_mask: Tensor, clip: Clip
-) -> Surrogate:
-    r"""Policy gradient without a correction: a ratio that is 1 and has the gradient of log pi, as in the authors' code.
-
-    .. math:: \ell_t = -e^{\log\pi - sg(\log\pi)} A
-    """
-    nowhere = torch.zeros_like(completion_mask)
-    return Surrogate(-torch.exp(logprobs - logprobs.detach()) * advantages, nowhere, nowhere)
-
-
-def clipped_surrogate(
-    logprobs: Tokens, old_logprobs: Tokens, advantages: Tensor, completion_mask: Tensor, clip: Clip
-) -> Surrogate:
-    r"""PPO's clipped surrogate per token (Eq. 7 of Schulman et al. 2017, arXiv 1707.06347): the worse of the two.
-
-    .. math:: \ell_t = -\min\big(\rho_t A, \, clip(\rho_t, 1 - \epsilon, 1 + \epsilon_{high}) A\big), \quad
-              \rho_t = e^{\log\pi - \log\pi_{old}}
-    """
-    ratio = _ratio(logprobs, old_logprobs)
-    clipped_ratio = ratio.clamp(1 - clip.low, 1 + clip.high)
-    is_low_clipped = (ratio < 1 - clip.low) & (advantages < 0)
-    is_high_clipped = (ratio > 1 + clip.high) & (advantages > 0)
-    return Surrogate(-torch.min(ratio * advantages, clipped_ratio * advantages), is_low_clipped, is_high_clipped)
-
-
-# `advantages` arrive as (seq, 1). What comes out at masked positions is ignored, and no gradient leaves through them.
-IMPORTANCE: dict[str, SurrogateFunction] = {"none": on_policy_surrogate, "clip": clipped_surrogate}
 
 
 def grpo_loss(
@@ -77,31 +22,37 @@ def grpo_loss(
     *,
     clip_eps: float = 0.2,
     clip_eps_high: float | None = None,
-    importance: str = "clip",
+    importance: str | Importance = "clip",
     aggregate: str = "sequence",
+    max_completion_length: int | None = None,
     ref_logprobs: Float[Tensor, "seq tok"] | None = None,
     kl_coef: float = 0.0,
+    kl_estimator: KLEstimator = k3,
+    prox_logprobs: Float[Tensor, "seq tok"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     r"""GRPO: an advantage per sequence, a ratio per token.
 
-    .. math:: \ell = agg_t\big[\ell_t(\rho_t, A)\big] + c_{KL}\, agg_t\big[k_3(\log\pi, \log\pi_{ref})\big]
+    .. math:: \ell = agg_t\big[\ell_t(\rho_t, A)\big] + c_{KL}\, agg_t\big[k(\log\pi, \log\pi_{ref})\big]
 
     Args:
         logprobs: per token under the policy, nats.
         old_logprobs: under the distribution that sampled the tokens, at generation time.
         advantages: one a sequence, shared by its tokens.
         completion_mask: True = counts.
-        clip_eps: clip half-width below 1, and above unless `clip_eps_high` is given, > 0, in ratio units.
-        clip_eps_high: half-width above 1, > 0.
-        importance: "clip" (PPO) or "none" (ratio 1: right only for fresh samples); see `IMPORTANCE`.
-        aggregate: "sequence", "sum" (no length normalization) or "token": `kit.masking.aggregate_tokens`.
+        clip_eps, clip_eps_high: of `importance="clip"`, see `kit.importance.PPOClip`.
+        importance: a name in `kit.importance.IMPORTANCE` with its published constants, or a value with yours.
+        aggregate: "sequence", "sum" (no length normalization), "token" or "constant": `kit.masking.aggregate_tokens`.
+        max_completion_length: tokens, the divisor of "constant" (Dr. GRPO, arXiv 2503.20783).
         ref_logprobs: under the reference; needed if kl_coef > 0.
-        kl_coef: weight of k3, the estimate of KL(policy || reference) on samples of the policy, >= 0.
+        kl_coef: weight of the estimate of KL(policy || reference) on samples of the policy, >= 0.
+        kl_estimator: `kit.kl.k3` (usual), `k2` (whose gradient is that of this KL) or `k1` (whose expected one is 0).
+        prox_logprobs: under the policy before the first gradient pass over this batch, for "decoupled"; None = this is
+            the first pass.
 
     Returns:
         Scalar loss, and metrics over all tokens that count: `clip_ratio/low_mean`, `/high_mean`, `/region_mean`
-        (fractions whose gradient the clip removed), `offpolicy/ratio_mean`, `_min`, `_max` (pi / pi_old in every mode),
-        `kl` (mean k3, nats, with a reference), and `policy_loss` (the loss without the KL term).
+        (fractions that the correction clipped, truncated or masked), `kl` (mean estimate, nats, with a reference), and
+        `policy_loss` (the loss without the KL term). How far the samples are off: `kit.offpolicy.offpolicy_metrics`.
 
     Raises:
         ValueError: constants out of range, unknown names, shapes that differ, NaN advantages, no reference for the KL.
@@ -110,44 +61,57 @@ def grpo_loss(
     >>> grpo_loss(zeros, zeros, torch.tensor([3.0]), mask)[0].item()  # ratio 1, advantage 3
     -3.0
     """
-    clip = Clip(clip_eps, clip_eps if clip_eps_high is None else clip_eps_high)
     _require_valid(logprobs, old_logprobs, advantages, completion_mask)
-    _require_constants(clip, importance, kl_coef, has_reference=ref_logprobs is not None)
+    correction = _correction(importance, clip_eps, clip_eps_high)
+    _require_reference(kl_coef, has_reference=ref_logprobs is not None)
     policy, old = torch.where(completion_mask, logprobs, 0.0), old_logprobs.detach()
-    surrogate = IMPORTANCE[importance](policy, old, advantages.detach()[:, None], completion_mask, clip)
-    loss = aggregate_tokens(surrogate.loss, completion_mask, aggregate)
-    means = {"policy_loss": loss.detach()} | _offpolicy_metrics(policy.detach(), old, surrogate, completion_mask)
+    prox = (policy if prox_logprobs is None else prox_logprobs).detach()
+    require_same_shape({"logprobs": logprobs, "prox_logprobs": prox})
+    surrogate = correction.surrogate(Tokens(policy, old, prox, advantages.detach()[:, None], completion_mask))
+    loss = aggregate_tokens(surrogate.loss, completion_mask, aggregate, constant=max_completion_length)
+    means = {"policy_loss": loss.detach()} | _clip_ratios(surrogate, completion_mask, loss.dtype)
     if ref_logprobs is not None:
         require_same_shape({"logprobs": logprobs, "ref_logprobs": ref_logprobs})
-        kl = k3(policy, ref_logprobs.detach())
+        kl = kl_estimator(policy, ref_logprobs.detach())
         means["kl"] = masked_mean(kl.detach(), completion_mask)
         if kl_coef > 0:
-            loss = loss + kl_coef * aggregate_tokens(kl, completion_mask, aggregate)
+            penalty = aggregate_tokens(kl, completion_mask, aggregate, constant=max_completion_length)
+            loss = loss + kl_coef * penalty
     return loss, dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one transfer
 
 
-def _ratio(logprobs: Tokens, old_logprobs: Tokens) -> Tokens:
-    """pi / pi_old per token, finite."""
-    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+def _correction(importance: str | Importance, clip_eps: float, clip_eps_high: float | None) -> Importance:
+    """The value that a name stands for; a clip that would be ignored is refused."""
+    if importance == "clip":
+        return PPOClip(clip_eps, clip_eps_high)
+    if (clip_eps, clip_eps_high) != (0.2, None):
+        raise ValueError(
+            f"expected clip_eps and clip_eps_high with importance='clip' only, came {clip_eps} and {clip_eps_high} "
+            f"with {importance!r}: pass a value of kit.importance with its own constants"
+        )
+    if not isinstance(importance, str):
+        return importance
+    if importance not in IMPORTANCE:
+        raise ValueError(f"expected importance to be one of {sorted(IMPORTANCE)}, came {importance!r}")
+    return IMPORTANCE[importance]()
 
 
-def _offpolicy_metrics(
-    logprobs: Tokens, old_logprobs: Tokens, surrogate: Surrogate, completion_mask: Bool[Tensor, "seq tok"]
-) -> dict[str, Float[Tensor, ""]]:
-    """How far the policy is from the sampler, and what the clip took away, over the tokens that count."""
-    ratio = _ratio(logprobs, old_logprobs)[completion_mask]
+def _clip_ratios(surrogate: Surrogate, completion_mask: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Fractions of the tokens that count."""
     low, high = (
-        is_clipped[completion_mask].to(ratio.dtype).mean()
+        masked_mean(is_clipped.to(dtype), completion_mask)
         for is_clipped in (surrogate.is_low_clipped, surrogate.is_high_clipped)
     )
-    return {
-        "clip_ratio/low_mean": low,
-        "clip_ratio/high_mean": high,
-        "clip_ratio/region_mean": low + high,  # a token is clipped on one side at most
-        "offpolicy/ratio_mean": ratio.mean(),
-        "offpolicy/ratio_min": ratio.min(),
-        "offpolicy/ratio_max": ratio.max(),
-    }
+    names = ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+    return dict(zip(names, (low, high, low + high), strict=True))  # a token is clipped on one side at most
+
+
+def _require_reference(kl_coef: float, *, has_reference: bool) -> None:
+    """Raise ValueError for a KL weight that pushes away, or that has nothing to pull to."""
+    if not kl_coef >= 0:
+        raise ValueError(f"expected kl_coef >= 0, came {kl_coef}: a negative one would push away from the reference")
+    if kl_coef > 0 and not has_reference:
+        raise ValueError(f"expected ref_logprobs because kl_coef is {kl_coef}, came None: pass them, or kl_coef=0")
 
 
 def _require_valid(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor) -> None:
@@ -158,15 +122,3 @@ def _require_valid(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, c
         raise ValueError(f"expected one advantage a sequence, {expected}, came {tuple(advantages.shape)}")
     if bool(advantages.isnan().any()):
         raise ValueError("came an advantage of NaN, an abstained reward: leave these rollouts out of the batch")
-
-
-def _require_constants(clip: Clip, importance: str, kl_coef: float, *, has_reference: bool) -> None:
-    """Raise ValueError for a constant out of range."""
-    if not (clip.low > 0 and clip.high > 0):
-        raise ValueError(f"expected clip_eps > 0 and clip_eps_high > 0, came {clip.low} and {clip.high}")
-    if importance not in IMPORTANCE:
-        raise ValueError(f"expected importance to be one of {sorted(IMPORTANCE)}, came {importance!r}")
-    if not kl_coef >= 0:
-        raise ValueError(f"expected kl_coef >= 0, came {kl_coef}: a negative one would push away from the reference")
-    if kl_coef > 0 and not has_reference:
-        raise ValueError(f"expected ref_logprobs because kl_coef is {kl_coef}, came None: pass them, or kl_coef=0")

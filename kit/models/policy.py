@@ -80,6 +80,14 @@ def copy_weights(source: nn.Module, target: nn.Module) -> tuple[int, float]:
     return len(new), squared**0.5
 
 
+@torch.no_grad()
+def mix_weights(source: nn.Module, target: nn.Module, alpha: float) -> None:
+    """Move every parameter of `target` the share `alpha` of the way to `source`; both are of one architecture."""
+    new = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():  # tied parameters are named once
+        parameter.lerp_(new[name], alpha)
+
+
 def digest(model: nn.Module) -> str:
     """SHA-256 over the names and bytes of a model's tensors, the first 16 hex digits."""
     total = hashlib.sha256()
