@@ -17,7 +17,7 @@ from kit.runlog import read_jsonl
 from kit.statistics import Interval, mean_interval
 
 REGIME_COLOURS = {"offline": "#E69F00", "semi-online": "#2A9D8F", "online": "#1F3B73"}
-LINE_STYLES = {"dpo": "-", "grpo": "--"}
+LINE_STYLES = {"dpo": "-", "grpo": "--", "group_dpo": ":"}
 LABELS = {
     "eval/accuracy": "sampled accuracy (fraction right)",
     "eval/greedy_accuracy": "greedy accuracy (fraction right)",
@@ -28,17 +28,16 @@ LABELS = {
 }
 
 
-def regime(sync_interval: int | None) -> str:
-    """The name of a sync interval: None is offline, 1 online, anything else semi-online."""
+def regime(sync_interval: int | str | None) -> str:
+    """The name of a sync interval: None is offline, 1 online, anything else, also "on drift", semi-online."""
     return "offline" if sync_interval is None else "online" if sync_interval == 1 else "semi-online"
 
 
-def colour(sync_interval: int | None) -> tuple[float, float, float]:
+def colour(sync_interval: int | str | None) -> tuple[float, float, float]:
     """The colour of an interval: its regime's, and the lighter the larger a semi-online one is beyond 10."""
     red, green, blue = to_rgb(REGIME_COLOURS[regime(sync_interval)])
-    paler = (
-        0.0 if regime(sync_interval) != "semi-online" else min(max(0.4 * log10((sync_interval or 1) / 10), 0.0), 0.6)
-    )
+    steps = sync_interval if isinstance(sync_interval, int) else 1
+    paler = 0.0 if regime(sync_interval) != "semi-online" else min(max(0.4 * log10(steps / 10), 0.0), 0.6)
     return tuple(channel + paler * (1 - channel) for channel in (red, green, blue))  # pyright: ignore[reportReturnType]
 
 
@@ -47,18 +46,19 @@ class Curve:
     """Runs of one configuration, one a training seed."""
 
     objective: str
-    sync_interval: int | None
+    sync_interval: int | str | None  # steps; None = offline; text = another schedule, such as "on drift"
     runs: tuple[list[dict[str, Any]], ...]  # records of metrics.jsonl
 
     @classmethod
-    def read(cls, objective: str, sync_interval: int | None, out_dirs: Sequence[str | Path]) -> "Curve":
+    def read(cls, objective: str, sync_interval: int | str | None, out_dirs: Sequence[str | Path]) -> "Curve":
         """From run directories."""
         return cls(objective, sync_interval, tuple(read_jsonl(Path(path) / "metrics.jsonl") for path in out_dirs))
 
     @property
     def label(self) -> str:
         s = "∞" if self.sync_interval is None else self.sync_interval
-        return f"{self.objective.upper()}, {regime(self.sync_interval)} (s = {s})"
+        name = self.objective.upper().replace("_", " ")
+        return f"{name}, {regime(self.sync_interval)} (s = {s})"
 
     def points(self, metric: str) -> list[tuple[int, Interval]]:
         """(step, interval) wherever every run has the metric.
