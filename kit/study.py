@@ -6,9 +6,10 @@ seeds. Its run directories and executed notebooks go to `runs/`, its numbers to 
 
 import ast
 import csv
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "None": (type(None),),
 }
+
+AVERAGED = ("offpolicy/", "clip_ratio/", "pairs/weight", "sync/staleness")  # metrics that start like these
 
 
 class ParameterError(ValueError):
@@ -138,17 +141,35 @@ def run_study(folder: Path, *, jobs: int = 1) -> Path:
 
 
 def collect(folder: Path) -> Path:
-    """Write `results.csv`: one row an evaluation, with the arm and the seed that it belongs to."""
+    """Write `results.csv`: one row an evaluation, with the arm and the seed that it belongs to.
+
+    Beside what was evaluated, a row holds the means of `AVERAGED` over the steps since the evaluation before, and
+    `syncs`, the copies into the sampler so far; a cell is empty where an arm has no such metric.
+    """
     rows: list[dict[str, Any]] = []
     for name, parameters in study_runs(folder).items():
         arm = name.removesuffix(f"_seed{parameters['seed']}")
-        for record in read_jsonl(Path(parameters["out_dir"]) / "metrics.jsonl"):
+        out_dir = Path(parameters["out_dir"])
+        synced_at = [receipt["step"] for receipt in read_jsonl(out_dir / "receipts.jsonl")]
+        since: list[Mapping[str, Any]] = []
+        for record in read_jsonl(out_dir / "metrics.jsonl"):
             found = {key: round(value, 5) for key, value in record.items() if key.startswith("eval/")}
             if found:
-                rows.append({"arm": arm, "seed": parameters["seed"], "step": record["step"], **found})
+                syncs = sum(step <= record["step"] for step in synced_at)
+                row = {"arm": arm, "seed": parameters["seed"], "step": record["step"], "syncs": syncs}
+                rows.append(row | found | _means(since))
+                since = []
+            since.append(record)
     path = folder / "results.csv"
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of each metric of `AVERAGED` over the records that have it."""
+    names = dict.fromkeys(key for record in records for key in record if key.startswith(AVERAGED))
+    values = {name: [record[name] for record in records if name in record] for name in names}
+    return {name: float(f"{statistics.fmean(found):.5g}") for name, found in values.items()}

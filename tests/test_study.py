@@ -1,5 +1,6 @@
 """Strict execution of notebooks: what papermill only warns about is refused before a kernel starts."""
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -138,4 +139,26 @@ def test_a_failed_run_is_named_and_the_others_finish(study: Path) -> None:
         run_study(study, jobs=2)
     assert (study / "runs" / "low_seed1" / "metrics.jsonl").exists()
     (study / "study.yaml").write_text((study / "study.yaml").read_text().replace("[0, 1]", "[0]"))
-    assert collect(study).read_text() == "arm,seed,step,eval/accuracy\nlow,0,4,1.0\nhigh,0,4,2.0\n"
+    assert collect(study).read_text() == "arm,seed,step,syncs,eval/accuracy\nlow,0,4,0,1.0\nhigh,0,4,0,2.0\n"
+
+
+def test_results_hold_the_means_since_the_evaluation_before_and_the_syncs_so_far(study: Path) -> None:
+    (study / "study.yaml").write_text(
+        (study / "study.yaml").read_text().replace("[0, 1]", "[0]").replace("  high: {rate: 2.0}\n", "")
+    )
+    folder = study / "runs" / "low_seed0"
+    folder.mkdir(parents=True)
+    records = [  # an evaluation comes before the update of its step, so its row averages the updates before it
+        {"step": 0, "eval/accuracy": 0.25, "offpolicy/kl": 1.0, "clip_ratio/low_mean": 0.5, "reward": 9.0},
+        {"step": 1, "offpolicy/kl": 3.0},
+        {"step": 2, "eval/accuracy": 0.5, "offpolicy/kl": 100.0},
+        {"step": 3, "eval/accuracy": 0.75},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "receipts.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2)))
+    assert collect(study).read_text().splitlines() == [
+        "arm,seed,step,syncs,eval/accuracy,offpolicy/kl,clip_ratio/low_mean",
+        "low,0,0,0,0.25,,",
+        "low,0,2,2,0.5,2.0,0.5",
+        "low,0,3,2,0.75,100.0,",
+    ]
