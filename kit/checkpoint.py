@@ -78,7 +78,8 @@ def load_checkpoint(path: Path) -> tuple[Position, dict[str, dict[str, torch.Ten
         came, checksums = state.pop("state_sha256"), state["sha256"]
         if came != _state_checksum(state):
             raise ValueError(f"its SHA-256 is not {came}")
-        position = Position(**state["position"])
+        found = state["position"]
+        position = Position(**found | {"drift": None if found["drift"] is None else tuple(found["drift"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: not text, or not JSON
         raise CheckpointError(f"checkpoint {path.name} has no readable state.json ({error!r}). {remedy}") from error
     parts = {}

@@ -122,6 +122,8 @@ class Run:
         examples = batch.examples if max_age is None or age <= max_age else ()
         record |= batch.metrics | {"sync/version": self.sampler.version, "sync/staleness": age}
         record |= {"reuse_epoch": step % config.reuse_epochs, "examples/too_old": len(batch.examples) - len(examples)}
+        if record["reuse_epoch"]:  # nothing was generated
+            record["num_tokens"] = 0
         record |= self.learner.update(examples, batch.totals, step)
         if self.sync.needs_drift:
             self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
@@ -219,8 +221,10 @@ def _check_supported(config: RunConfig, objective: Objective, sync: Schedule, re
         raise ValueError("expected a schedule for the sampler, came WithSampler(): that is one for the reference")
     if ref_sync.needs_drift:
         raise ValueError(f"expected ref_sync to be a schedule of steps, came {ref_sync}: drift is from the sampler")
-    longest = config.max_steps - 1 if sync.max_staleness is None else sync.max_staleness
-    if max_age is not None and max_age < min(longest, config.max_steps - 1):
+    passes, longest = config.reuse_epochs, config.max_steps - 1
+    if sync.max_staleness is not None:  # syncs happen between batches, so all passes over the last one count
+        longest = min(longest, sync.max_staleness // passes * passes + passes - 1)
+    if max_age is not None and max_age < longest:
         raise ValueError(
             f"expected max_age >= {longest}, the largest staleness under {sync}, came {max_age}: each older batch "
             "would be dropped, and the policy would stand still. Sync more often, or OnDrift(..., max_interval=...)"

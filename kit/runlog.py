@@ -55,7 +55,7 @@ METRICS = {
     "examples/too_old": "examples dropped because the sampler lagged more than max_age updates",
     "reuse_epoch": "earlier optimizer steps on this batch of completions",
     "examples": "pairs, completions or groups trained on",
-    "num_tokens": "completion tokens generated in this step",
+    "num_tokens": "completion tokens generated in this step; 0 where a batch is used again",
     "sync/version": "updates in the weights that generated this step's completions",
     "sync/staleness": "updates that the sampler lags behind the policy; 0 = on-policy",
     "sync/drift": "KL(policy || sampler) after this update, on all completions of drift_prompts groups, nats/token",

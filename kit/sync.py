@@ -217,8 +217,10 @@ def timeline(schedule: Schedule, steps: int, reuse_epochs: int = 1) -> list[int]
     [0, 1, 2, 0, 1, 2]
 
     Raises:
-        ValueError: if the schedule needs a measured drift, which a replay does not have.
+        ValueError: if the schedule needs a measured drift, which a replay does not have, or reuse_epochs is below 1.
     """
+    if reuse_epochs < 1:
+        raise ValueError(f"expected reuse_epochs >= 1, came {reuse_epochs}: 1 uses each batch once")
     if schedule.needs_drift:
         raise ValueError(f"expected a schedule of steps alone, came {schedule}: its timeline depends on the run")
     lags, last_sync_step = [], 0

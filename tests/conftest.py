@@ -94,7 +94,13 @@ def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
     from kit.run import Run
     from kit.sync import Every
 
-    arguments: dict[str, Any] = {"task": TinyTask(), "objective": DPO(), "sync": Every(1), "ref_sync": None}
+    arguments: dict[str, Any] = {
+        "task": TinyTask(),
+        "objective": DPO(),
+        "sync": Every(1),
+        "ref_sync": None,
+        "ref_mixup_alpha": 1.0,
+    }
     arguments |= {name: changes.pop(name) for name in arguments.keys() & changes.keys()}
     sizes: dict[str, Any] = {
         "model_name_or_path": str(folder), "prompts_per_step": 4, "group_size": 4, "max_steps": 12, "eval_steps": 4,

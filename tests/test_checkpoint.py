@@ -17,7 +17,7 @@ from kit.checkpoint import (
     save_checkpoint,
 )
 
-POSITION = Position(step=12, sampler_version=9, ref_version=4)
+POSITION = Position(step=12, sampler_version=9, ref_version=4, drift=(0.1, 1 / 3))
 PARTS = {
     "policy": {
         "a.weight": torch.tensor([[0.1, -0.0], [torch.nan, torch.inf]]),
@@ -200,5 +200,5 @@ def test_an_optimizer_that_never_stepped_has_nothing_to_save(tmp_path: Path) -> 
 
 def test_the_state_can_be_read_by_a_person(saved: Path) -> None:
     state = json.loads((saved / "state.json").read_text())
-    assert state["position"] == {"step": 12, "sampler_version": 9, "ref_version": 4}
+    assert state["position"] == {"step": 12, "sampler_version": 9, "ref_version": 4, "drift": [0.1, 1 / 3]}
     assert state["sha256"].keys() == PARTS.keys()

@@ -160,7 +160,7 @@ def test_dpo_loss_by_hand() -> None:
 def test_dpo_adds_the_nll_and_the_entropy_of_the_chosen_completion() -> None:
     # nll: 3 nats over 2 tokens = 1.5, weight 0.2; entropy 0.5 a token, weight 0.1; all over 2 prompts.
     same = scores([[-1.0, -2.0], [-30.0]])
-    totals = Totals(prompts=2, rollouts=16, tokens=99, examples=1)
+    totals = Totals(prompts=2, rollouts=16, tokens=99, examples=1, chosen_tokens=2)
     loss, metrics = DPO(nll_coef=0.2, entropy_coef=0.1).loss(PAIR, same, same, totals)
     assert loss.item() == pytest.approx((math.log(2) + 0.2 * 1.5 - 0.1 * 0.5) / 2, abs=1e-12)
     assert metrics["nll_loss"] == pytest.approx(1.5)

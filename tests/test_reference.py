@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from kit.models.policy import digest, load_policy, score
 from kit.reference import Reference
-from kit.sync import Every, Never, Schedule, WarmUp
+from kit.sync import Every, Never, Schedule, WarmUp, WithSampler
 from kit.types import Rollout
 
 ROLLOUTS = [Rollout((3, 21, 4), (20, 21, 1), (0.0,) * 3, (0.0,) * 3, "", "stop", 0)]
@@ -38,12 +38,57 @@ def test_version_by_step(policy: PreTrainedModel, schedule: Schedule, versions: 
     reference, found, digests = Reference(policy, schedule), [], [digest(policy)]
     for step in range(7):
         was = reference.version
-        assert reference.maybe_sync(policy, step) == (reference.version != was)
+        assert reference.maybe_sync(policy, step, sampler_version=0) == (reference.version != was)
         found.append(reference.version)
         assert digest(reference.model) == digests[reference.version]
         move(policy)
         digests.append(digest(policy))
     assert found == versions
+
+
+def test_with_the_sampler_the_reference_is_copied_at_the_same_steps(policy: PreTrainedModel) -> None:
+    reference, versions = Reference(policy, WithSampler()), []
+    for step, sampler_version in enumerate([0, 0, 2, 2, 2, 5, 6]):
+        is_copied = reference.maybe_sync(policy, step, sampler_version)
+        assert not is_copied or digest(reference.model) == digest(policy)
+        versions.append(reference.version)
+        move(policy)
+    assert versions == [0, 0, 2, 2, 2, 5, 6]
+
+
+def set_all(model: PreTrainedModel, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+def test_a_mixed_reference_is_a_moving_average(policy: PreTrainedModel) -> None:
+    # From 8 a quarter of the way to 16: 10. Then a quarter of the way from there to -2: 7. All exact in float32.
+    set_all(policy, 8.0)
+    reference = Reference(policy, Every(1), mixup_alpha=0.25)
+    for step, (target, expected) in enumerate([(16.0, 10.0), (-2.0, 7.0)], start=1):
+        set_all(policy, target)
+        assert reference.maybe_sync(policy, step, sampler_version=0)
+        for parameter in reference.model.parameters():
+            assert torch.equal(parameter, torch.full_like(parameter, expected))
+        assert all(torch.equal(p, torch.full_like(p, target)) for p in policy.parameters())
+    assert reference.version == 2
+
+
+def test_a_mixed_reference_computes_with_its_new_weights_and_takes_no_gradient(policy: PreTrainedModel) -> None:
+    reference = Reference(policy, Every(1), mixup_alpha=0.5)
+    before = reference.score(ROLLOUTS).logprobs
+    move(policy)
+    reference.maybe_sync(policy, 1, sampler_version=0)
+    after = reference.score(ROLLOUTS).logprobs
+    assert not torch.equal(after, before) and not after.requires_grad
+    assert not any(parameter.requires_grad for parameter in reference.model.parameters())
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_outside_of_0_to_1_is_refused(policy: PreTrainedModel, alpha: float) -> None:
+    with pytest.raises(ValueError, match=rf"ref_mixup_alpha in \(0, 1\], came {alpha}"):
+        Reference(policy, Every(1), mixup_alpha=alpha)
 
 
 def test_reference_scores_as_the_policy_did_when_it_was_copied(policy: PreTrainedModel) -> None:

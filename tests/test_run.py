@@ -16,7 +16,7 @@ from kit.objectives import DPO, GRPO
 from kit.run import Run
 from kit.runlog import RunDirectoryError, read_jsonl
 from kit.samplers import SyncError
-from kit.sync import Every, Never, OnDrift, Schedule, every
+from kit.sync import Every, Never, OnDrift, Schedule, WithSampler, every
 from tests.conftest import TinyTask, contents, tiny_run, untimed
 
 Start = Callable[..., Run]
@@ -246,7 +246,10 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "more prompts than there are": ({"prompts_per_step": 25}, ValueError, "25 distinct prompts, but the split has 24"),
     "more evaluation prompts than there are": ({"eval_prompts": 7}, ValueError, "eval_prompts"),
     "greedy training": ({"sampling": Sampling(5, temperature=0.0)}, ValueError, "temperature"),
-    "a schedule that the run cannot serve": ({"sync": OnDrift(0.1)}, ValueError, "drift"),
+    "a reference that waits for its own drift": ({"ref_sync": OnDrift(0.1)}, ValueError, "drift is from the sampler"),
+    "a sampler that follows the sampler": ({"sync": WithSampler()}, ValueError, "that is one for the reference"),
+    "drift under a cut distribution": ({"sync": OnDrift(0.1), "sampling": Sampling(5, top_p=0.9)}, ValueError, "top_p"),
+    "a share above 1": ({"ref_mixup_alpha": 1.5}, ValueError, "ref_mixup_alpha in"),
 }
 
 

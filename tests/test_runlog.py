@@ -16,13 +16,13 @@ from kit.importance import PPOClip
 from kit.objectives import DPO, GRPO
 from kit.run import Run
 from kit.runlog import METRICS, Clock, RunDirectoryError, RunLog, describe, is_defined, read_jsonl
-from kit.sync import Every, Never
+from kit.sync import Every, Never, OnDrift
 from tests.conftest import TinyTask, contents
 
 CONFIG = {"seed": 0, "sampling": {"top_p": 1.0}, "sync": {"type": "Every", "interval": 3}}
 ARMS: dict[str, dict[str, Any]] = {
     "dpo": {"objective": DPO(nll_coef=0.1, entropy_coef=0.1), "sync": Every(3)},
-    "grpo": {"objective": GRPO(PPOClip(clip_eps_high=0.3), kl_coef=0.1), "sync": Never()},
+    "grpo": {"objective": GRPO(PPOClip(clip_eps_high=0.3), kl_coef=0.1), "sync": OnDrift(max_m2=10.0)},
 }
 
 

@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kit.importance.correction import Importance, Surrogate, Tokens, log_ratio_of, require_positive
+from kit.importance.correction import (
+    MAX_LOG_RATIO,
+    Importance,
+    Surrogate,
+    Tokens,
+    log_ratio_of,
+    require_positive,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class M2PO(Importance):
 
     def __post_init__(self) -> None:
         require_positive(self, "max_m2")
+        require_positive(self, "bound")
 
     @property
     def needs_fit(self) -> bool:
@@ -49,7 +57,7 @@ class M2PO(Importance):
 
     def _bound(self, log_ratios: Float[Tensor, " token"]) -> float:
         """The smallest distance that must stay out; of several tokens at that distance none is kept."""
-        distances = log_ratios.detach().double().abs().sort().values
+        distances = log_ratios.detach().double().abs().clamp(max=MAX_LOG_RATIO).sort().values  # as in `log_ratio_of`
         means = distances.square().cumsum(0) / torch.arange(1, len(distances) + 1, device=distances.device)
         kept = int((means <= self.max_m2).sum())  # the means of a sorted sequence never fall
         return math.inf if kept == len(distances) else float(distances[kept])

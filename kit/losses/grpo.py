@@ -46,8 +46,7 @@ def grpo_loss(
         ref_logprobs: under the reference; needed if kl_coef > 0.
         kl_coef: weight of the estimate of KL(policy || reference) on samples of the policy, >= 0.
         kl_estimator: `kit.kl.k3` (usual), `k2` (whose gradient is that of this KL) or `k1` (whose expected one is 0).
-        prox_logprobs: under the policy before the first gradient pass over this batch, for "decoupled"; None = this is
-            the first pass.
+        prox_logprobs: under the policy before the first pass over this batch, for "decoupled"; None = this is it.
 
     Returns:
         Scalar loss, and metrics over all tokens that count: `clip_ratio/low_mean`, `/high_mean`, `/region_mean`
@@ -61,22 +60,19 @@ def grpo_loss(
     >>> grpo_loss(zeros, zeros, torch.tensor([3.0]), mask)[0].item()  # ratio 1, advantage 3
     -3.0
     """
-    _require_valid(logprobs, old_logprobs, advantages, completion_mask)
-    correction = _correction(importance, clip_eps, clip_eps_high)
+    _require_valid(logprobs, old_logprobs, prox_logprobs, ref_logprobs, advantages, completion_mask)
     _require_reference(kl_coef, has_reference=ref_logprobs is not None)
-    policy, old = torch.where(completion_mask, logprobs, 0.0), old_logprobs.detach()
-    prox = (policy if prox_logprobs is None else prox_logprobs).detach()
-    require_same_shape({"logprobs": logprobs, "prox_logprobs": prox})
+    correction = _correction(importance, clip_eps, clip_eps_high)
+    policy = torch.where(completion_mask, logprobs, 0.0)
+    old, prox = old_logprobs.detach(), (policy if prox_logprobs is None else prox_logprobs).detach()
     surrogate = correction.surrogate(Tokens(policy, old, prox, advantages.detach()[:, None], completion_mask))
     loss = aggregate_tokens(surrogate.loss, completion_mask, aggregate, constant=max_completion_length)
     means = {"policy_loss": loss.detach()} | _clip_ratios(surrogate, completion_mask, loss.dtype)
     if ref_logprobs is not None:
-        require_same_shape({"logprobs": logprobs, "ref_logprobs": ref_logprobs})
         kl = kl_estimator(policy, ref_logprobs.detach())
         means["kl"] = masked_mean(kl.detach(), completion_mask)
         if kl_coef > 0:
-            penalty = aggregate_tokens(kl, completion_mask, aggregate, constant=max_completion_length)
-            loss = loss + kl_coef * penalty
+            loss = loss + kl_coef * aggregate_tokens(kl, completion_mask, aggregate, constant=max_completion_length)
     return loss, dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one transfer
 
 
@@ -114,9 +110,18 @@ def _require_reference(kl_coef: float, *, has_reference: bool) -> None:
         raise ValueError(f"expected ref_logprobs because kl_coef is {kl_coef}, came None: pass them, or kl_coef=0")
 
 
-def _require_valid(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor) -> None:
+def _require_valid(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    prox_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    advantages: Tensor,
+    completion_mask: Tensor,
+) -> None:
     """Raise ValueError for shapes that would broadcast, and for rollouts that nobody judged."""
-    require_same_shape({"logprobs": logprobs, "old_logprobs": old_logprobs, "completion_mask": completion_mask})
+    per_token = {"logprobs": logprobs, "old_logprobs": old_logprobs, "prox_logprobs": prox_logprobs}
+    per_token |= {"ref_logprobs": ref_logprobs, "completion_mask": completion_mask}
+    require_same_shape({name: tensor for name, tensor in per_token.items() if tensor is not None})
     if advantages.shape != logprobs.shape[:1]:
         expected = tuple(logprobs.shape[:1])
         raise ValueError(f"expected one advantage a sequence, {expected}, came {tuple(advantages.shape)}")

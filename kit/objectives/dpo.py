@@ -96,7 +96,8 @@ class DPO:
             nll, nll_metrics = nll_loss(scores.logprobs[0::2], chosen_mask, normalize=self.nll_normalize)
             of_tokens = int(chosen_mask.sum()) / totals.chosen_tokens * totals.examples / denominator
             share = of_tokens if self.nll_normalize == "token" else of_pairs
-            loss, metrics = loss + self.nll_coef * share * nll, metrics | nll_metrics
+            loss = loss + self.nll_coef * share * nll
+            metrics["nll_loss"] = nll_metrics["nll_loss"] * share / of_pairs  # the learner weighs by pairs, not tokens
         if self.entropy_coef:
             bonus, _ = entropy_loss(scores.entropy[0::2], chosen_mask)
             loss = loss + self.entropy_coef * of_pairs * bonus

@@ -45,8 +45,9 @@ class GRPO:
         require(self.kl_coef >= 0, "GRPO.kl_coef", "0 or more", self.kl_coef)
         require(self.aggregate in AGGREGATES, "GRPO.aggregate", f"one of {sorted(AGGREGATES)}", self.aggregate)
         given, needed = self.max_completion_length is not None, self.aggregate == "constant"
-        expected = "given with aggregate='constant', and with nothing else"
-        require(given == needed, "GRPO.max_completion_length", expected, self.max_completion_length)
+        expected = "given with aggregate='constant', and with nothing else, and at least 1"
+        is_right = given == needed and (self.max_completion_length is None or self.max_completion_length >= 1)
+        require(is_right, "GRPO.max_completion_length", expected, self.max_completion_length)
 
     @property
     def needs_reference(self) -> bool:
