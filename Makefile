@@ -1,16 +1,18 @@
 # make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
+# make mutate makes the formulas wrong one by one and counts what the tests notice: about MINUTES minutes on two cores
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first one found that pyproject.toml allows)
 # PIP_ARGS=...           added to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
 # PYTEST_ARGS=...        added to pytest, e.g. "-k dpo -x"; PYTEST_WORKERS=0 runs in one process
+# MUTATE_ARGS=...        added to mutate, e.g. "--only kit/kl.py" or "--jobs 1"
 # VERBOSE=1              shows what pip does
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench lint seed clean
+.PHONY: help demo test lab bench mutate lint seed clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -19,6 +21,7 @@ DEV := $(VENV)/.installed-dev
 
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+MUTATE_ARGS ?=
 PYTEST_WORKERS ?= 2
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for name in python3.12 python3.11 python3.13 python3; do \
@@ -65,6 +68,9 @@ lab: $(BASE)
 
 bench: $(DEV)
 	$(call stage,benchmarks,$(PY) tests/bench/run.py)
+
+mutate: $(DEV)
+	$(call stage,mutating the formulas,$(PY) tests/mutation/run.py $(MUTATE_ARGS))
 
 seed: $(BASE)
 	$(call stage,training the seed model from nothing (about ten minutes on two CPU cores),$(PY) -m kit.models.seed)

@@ -50,6 +50,19 @@ def test_an_abstained_reward_counts_nowhere_and_stays_nan(advantages: Advantages
     assert result.tolist() == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("advantages", "expected"),
+    [
+        (centered, 2.0),  # the mean of 4 and 0 is 2
+        (standardized, 2 / (math.sqrt(8) + 1e-6)),  # (4 + 4) / (2 - 1) = 8
+        (leave_one_out, 4.0),  # 4 - 0
+    ],
+)
+def test_two_that_were_judged_are_compared_with_each_other(advantages: Advantages, expected: float) -> None:
+    result = advantages(rows([4.0, NAN, 0.0]))[0]
+    assert result.tolist() == pytest.approx([expected, NAN, -expected], abs=1e-12, nan_ok=True)
+
+
 @pytest.mark.parametrize("advantages", ALL)
 def test_nobody_left_to_compare_with_is_no_signal(advantages: Advantages) -> None:
     result = advantages(rows([NAN, 3.0, NAN], [NAN, NAN, NAN]))

@@ -45,6 +45,16 @@ def test_metrics_are_means_over_pairs_under_their_names() -> None:
     assert all(type(value) is float for value in metrics.values())
 
 
+def test_accuracy_is_the_fraction_of_pairs_with_a_positive_margin() -> None:
+    # chosen - rejected at beta 1: 0.25, -3, 0.5 and 0
+    _, metrics = dpo_loss(nats(-1.75, -5, -0.5, -2), nats(-2, -2, -1, -2), nats(0, 0, 0, 0), nats(0, 0, 0, 0), beta=1.0)
+    assert metrics["rewards/accuracies"] == 0.5
+
+
+def test_beta_is_a_tenth_unless_told_otherwise() -> None:
+    assert dpo_loss(nats(7), nats(0), nats(4), nats(0))[1]["rewards/chosen"] == pytest.approx(0.3, abs=1e-12)
+
+
 def test_gradient_is_beta_times_the_weight_and_none_reaches_the_reference() -> None:
     arguments = [tensor.clone().requires_grad_() for tensor in EXAMPLE]
     dpo_loss(*arguments, beta=0.5)[0].backward()
