@@ -15,7 +15,8 @@ FILES = sorted((ROOT / "kit").rglob("*.py"))
 
 LAYERS = {
     0: "types config",
-    1: "masking logprobs kl advantages pairing importance losses objectives sync statistics rewards rollouts offpolicy",
+    1: "masking logprobs kl advantages pairing importance losses objectives sync statistics rewards rollouts offpolicy"
+    " toy",
     2: "tasks models samplers reference learner interrupt runlog checkpoint doctor",
     3: "run evaluate study distributed",
     4: "plots dashboard exercises cli",
