@@ -5,6 +5,11 @@ Steps are optimizer steps, counted from 0. The sampler holds the policy's weight
 the sampler lags behind the policy, is `t mod s` with `Every(s)`: 0 when online, up to s - 1 when semi-online, and `t`
 when offline. No schedule copies what the sampler already holds.
 
+The same quantity elsewhere: TRL's `weight_sync_steps` (asynchronous GRPO) or `steps_per_generation` over
+`gradient_accumulation_steps` (GRPO), `sync_vllm_model_every_n_steps` of the authors' fairseq2 branch, verl's
+`trigger_parameter_sync_step`, oat's `sync_params_every`. Two other knobs age the data too and are kept apart:
+`RunConfig.reuse_epochs` (TRL's `num_iterations`) and `RunConfig.max_age` (TRL's `max_staleness`).
+
 Lanchantin et al. 2025, "Bridging Offline and Online Reinforcement Learning for LLMs", https://arxiv.org/abs/2506.21495.
 """
 
