@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kit.importance import IMPORTANCE, TIS
+from kit.kl import KLEstimator, k1, k2, k3
 from kit.losses import grpo_loss
 
 ONE_TOKEN = torch.tensor([[True]])
@@ -117,19 +118,47 @@ KL = 0.0, 1 - math.log(2), math.log(2) - 0.5  # r - log r - 1 at r = 1, 2, 1/2
         ("sequence", ((-E - 1) / 2 + 2) / 2, ((KL[0] + KL[1]) / 2 + KL[2]) / 2),
         ("sum", ((-E - 1) + 2) / 2, ((KL[0] + KL[1]) + KL[2]) / 2),
         ("token", (-E - 1 + 2) / 3, sum(KL) / 3),
+        ("constant", ((-E - 1) + 2) / 2 / 5, ((KL[0] + KL[1]) + KL[2]) / 2 / 5),  # of 5 tokens
     ],
 )
 def test_policy_and_kl_terms_are_averaged_alike(aggregate: str, policy_loss: float, kl: float) -> None:
-    loss, metrics = grpo_loss(LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, aggregate=aggregate)
+    length = 5 if aggregate == "constant" else None
+    loss, metrics = grpo_loss(
+        LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, aggregate=aggregate, max_completion_length=length
+    )
     assert loss.item() == pytest.approx(policy_loss, abs=1e-9)
     assert "kl" not in metrics
     loss, metrics = grpo_loss(
-        LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, aggregate=aggregate, ref_logprobs=REF_LOGPROBS, kl_coef=0.5
-    )
+        LOGPROBS, OLD_LOGPROBS, ADVANTAGES, MASK, aggregate=aggregate, max_completion_length=length,
+        ref_logprobs=REF_LOGPROBS, kl_coef=0.5,
+    )  # fmt: skip
     assert loss.item() == pytest.approx(policy_loss + 0.5 * kl, abs=1e-9)
     assert metrics["policy_loss"] == pytest.approx(policy_loss, abs=1e-9)
     assert metrics["kl"] == pytest.approx(sum(KL) / 3, abs=1e-9)  # over all tokens, however the loss is averaged
     assert all(type(value) is float for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kl", "slopes"),
+    [
+        # d = log pi_ref - log pi = 0, log 2 and -log 2; slopes in log pi: 1 for k1, -d for k2, 1 - e^d for k3
+        (k1, -math.log(2) + math.log(2), (1, 1, 1)),
+        (k2, math.log(2) ** 2, (0, -math.log(2), math.log(2))),
+        (k3, KL[1] + KL[2], (0, -1, 0.5)),
+    ],
+)
+def test_the_kl_term_is_the_estimate_that_was_asked_for(
+    estimator: KLEstimator, kl: float, slopes: tuple[float, ...]
+) -> None:
+    logprobs = LOGPROBS.clone().requires_grad_()
+    loss, metrics = grpo_loss(
+        logprobs, OLD_LOGPROBS, torch.zeros(2, dtype=torch.float64), MASK, aggregate="token",
+        ref_logprobs=REF_LOGPROBS, kl_coef=0.5, kl_estimator=estimator,
+    )  # fmt: skip
+    assert metrics["kl"] == pytest.approx(kl / 3, abs=1e-12)
+    assert loss.item() == pytest.approx(0.5 * kl / 3, abs=1e-12)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient[MASK].tolist() == pytest.approx([0.5 * slope / 3 for slope in slopes], abs=1e-12)
 
 
 @pytest.mark.parametrize(("advantage", "low", "high"), [(1.0, 0.0, 0.5), (-1.0, 0.5, 0.0)])
