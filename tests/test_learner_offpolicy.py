@@ -1,4 +1,4 @@
-"""What the learner knows of a stale sampler: distances, the policy before the first pass, and bounds of a whole step."""
+"""What the learner knows of a stale sampler: distances, the policy before the first pass, bounds of a whole step."""
 
 import math
 from dataclasses import replace
