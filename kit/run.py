@@ -221,9 +221,9 @@ def _check_supported(config: RunConfig, objective: Objective, sync: Schedule, re
         raise ValueError("expected a schedule for the sampler, came WithSampler(): that is one for the reference")
     if ref_sync.needs_drift:
         raise ValueError(f"expected ref_sync to be a schedule of steps, came {ref_sync}: drift is from the sampler")
-    passes, longest = config.reuse_epochs, config.max_steps - 1
-    if sync.max_staleness is not None:  # syncs happen between batches, so all passes over the last one count
-        longest = min(longest, sync.max_staleness // passes * passes + passes - 1)
+    longest = config.max_steps - 1
+    if sync.max_staleness is not None:
+        longest = min(longest, sync.max_staleness)
     if max_age is not None and max_age < longest:
         raise ValueError(
             f"expected max_age >= {longest}, the largest staleness under {sync}, came {max_age}: each older batch "

@@ -6,21 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from kit.config import RunConfig, Sampling
-from kit.importance import PPOClip
-from kit.learner import Learner, NonFiniteError
+from kit.config import Sampling
+from kit.importance import GSPO, M2PO, PPOClip
+from kit.kl import k2
+from kit.learner import NonFiniteError
 from kit.models.policy import digest, load_policy
-from kit.objectives import DPO, GRPO, Objective
-from kit.reference import Reference
+from kit.objectives import DPO, GRPO, GroupDPO, Objective
 from kit.rollouts import totals_of
-from kit.sync import Never
-from kit.types import Example, Group, Prompt, Rollout, Totals
+from kit.types import Example, Totals
+from tests.learning import (
+    REWARDS,
+    close,
+    examples_of,
+    gradients,
+    logprobs_and_entropies,
+    make_learner,
+    scored_groups,
+)
 
-REWARDS: list[tuple[float | None, ...]] = [
-    (1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, None, 1.0), (0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 1.0, None),
-]  # fmt: skip
 OBJECTIVES: dict[str, Objective] = {
     "dpo": DPO(beta=0.3),
     "dpo nll entropy": DPO(beta=0.3, nll_coef=0.5, entropy_coef=0.2),
@@ -29,60 +33,11 @@ OBJECTIVES: dict[str, Objective] = {
     "grpo token": GRPO(aggregate="token"),
     "grpo kl": GRPO(kl_coef=0.2),
     "grpo token kl": GRPO(PPOClip(0.1, 0.3), aggregate="token", kl_coef=0.2),
+    "dpo by token": DPO(0.3, nll_coef=0.5, nll_normalize="token", length_normalize=True, denominator="pairs"),
+    "group dpo": GroupDPO(0.3, grpo_coef=0.4),
+    "grpo m2po constant": GRPO(M2PO(0.05), "constant", 6, kl_coef=0.2, kl_estimator=k2),
+    "grpo gspo": GRPO(GSPO(0.05, 0.05)),
 }
-
-
-def logprobs_and_entropies(model: PreTrainedModel, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-    """By one plain forward pass."""
-    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1]
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs[torch.arange(len(rollout.completion_ids)), list(rollout.completion_ids)]
-    return chosen, -(logprobs.exp() * logprobs).sum(-1)
-
-
-@torch.no_grad()
-def scored_groups(model: PreTrainedModel) -> list[Group]:
-    """Completions of unequal length, as if sampled by a policy that was a little different."""
-    generator, groups = torch.Generator().manual_seed(0), []
-    for number, rewards in enumerate(REWARDS):
-        prompt_ids, rollouts = (3, *range(20, 22 + number), 4), []
-        for _ in rewards:
-            length = int(torch.randint(1, 7, (), generator=generator))
-            completion = tuple(torch.randint(5, 200, (length,), generator=generator).tolist())
-            rollout = Rollout(prompt_ids, completion, (0.0,) * length, (0.0,) * length, "", "stop", 0)
-            noise = 0.3 * torch.randn(length, generator=generator)
-            rollouts.append(
-                replace(rollout, old_logprobs=tuple((logprobs_and_entropies(model, rollout)[0] + noise).tolist()))
-            )
-        groups.append(Group(Prompt(str(number), "", {}), tuple(rollouts), rewards))
-    return groups
-
-
-def examples_of(objective: Objective, groups: list[Group]) -> list[Example]:
-    generator = torch.Generator().manual_seed(1)
-    return [example for group in groups for example in objective.select(group, generator)]
-
-
-def make_learner(folder: Path, objective: Objective, **changes: Any) -> Learner:
-    """In float64, with a reference apart from the policy and an update that is smooth in the gradient."""
-    policy = load_policy(str(folder))[0].double()
-    reference = Reference(policy, Never()) if objective.needs_reference else None
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    config = RunConfig(**({"max_grad_norm": 1e9, "adam_epsilon": 1.0, "learning_rate": 0.1} | changes))
-    return Learner(policy, objective, reference, config)
-
-
-def gradients(model: PreTrainedModel) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Llama's norms and the sampler's log-probs are float32, whatever the model's type."""
-    return found.shape == expected.shape and bool((found - expected).norm() <= 2e-6 * expected.norm())
 
 
 def updated(folder: Path, name: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
@@ -118,7 +73,7 @@ def test_metrics_do_not_depend_on_the_micro_batch_size(tiny_folder: Path, name: 
     assert other == pytest.approx(metrics, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["grpo sequence", "grpo sum", "grpo token"])
+@pytest.mark.parametrize("name", ["grpo sequence", "grpo sum", "grpo token", "grpo gspo"])
 def test_without_a_kl_term_the_policy_loss_is_the_loss(tiny_folder: Path, name: str) -> None:
     _, _, metrics = updated(tiny_folder, name)
     assert metrics["policy_loss"] == pytest.approx(metrics["loss"], rel=1e-5)

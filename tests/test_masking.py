@@ -126,6 +126,24 @@ def test_weighted_micro_batches_add_up_to_the_batch(how: str, shares: tuple[floa
     assert torch.stack(parts).sum().item() == pytest.approx(aggregate_tokens(VALUES, MASK, how).item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("constant", [1, 4, 10])
+def test_a_constant_divides_every_sequence_alike(constant: int) -> None:
+    # ((1 + 2) + 32) / 2 sequences / constant: a token weighs the same in a short and in a long sequence.
+    found = aggregate_tokens(VALUES, MASK, "constant", constant=constant)
+    assert found.item() == pytest.approx(17.5 / constant, abs=1e-12)
+    parts = [aggregate_tokens(VALUES[[row]], MASK[[row]], "constant", constant=constant) / 2 for row in range(2)]
+    assert torch.stack(parts).sum().item() == pytest.approx(found.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("how", "constant"),
+    [("constant", None), ("constant", 0), ("constant", -3), ("sequence", 5), ("sum", 1), ("token", 5)],
+)
+def test_a_constant_is_given_where_it_is_used_and_nowhere_else(how: str, constant: int | None) -> None:
+    with pytest.raises(ValueError, match=rf'constant >= 1 with "constant" and none otherwise, came {constant}'):
+        aggregate_tokens(VALUES, MASK, how, constant=constant)
+
+
 def test_an_unknown_aggregate_is_refused_by_naming_the_known() -> None:
     with pytest.raises(ValueError, match=r"'sequence', 'sum', 'token'.*'mean'"):
         aggregate_tokens(VALUES, MASK, "mean")

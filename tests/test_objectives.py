@@ -1,35 +1,18 @@
 """Which rollouts train, as what, and how a micro-batch's share of the loss is divided."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 
 import pytest
 import torch
 
 from kit.advantages import centered, leave_one_out, standardized
-from kit.importance import PPOClip
-from kit.objectives import DPO, GRPO, OBJECTIVES, rewards_tensor
-from kit.pairing import all_pairs, best_worst
-from kit.types import Example, Group, Prompt, Rollout, TokenScores, Totals
-
-PROMPT = Prompt("p", "1+1=", {})
-
-
-def rollout(index: int, length: int = 2, old: float = -1.0) -> Rollout:
-    return Rollout((3, 4), (index + 5,) * length, (old,) * length, (0.0,) * length, str(index), "stop", 0)
-
-
-def group(*rewards: float | None) -> Group:
-    return Group(PROMPT, tuple(rollout(i) for i in range(len(rewards))), rewards)
-
-
-def scores(rows: Sequence[Sequence[float]], entropy: float = 0.5) -> TokenScores:
-    """Log-probs of rows of unequal length, padded with a number that must not matter."""
-    width = max(len(row) for row in rows)
-    logprobs = torch.tensor([[*row, *[7.0] * (width - len(row))] for row in rows], dtype=torch.float64)
-    mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows])
-    return TokenScores(logprobs, torch.full_like(logprobs, entropy), mask)
+from kit.importance import M2PO, TIS, DecoupledPPO, NoCorrection, PPOClip
+from kit.kl import KLEstimator, k1, k2, k3
+from kit.objectives import DPO, GRPO, OBJECTIVES, GroupDPO, Objective, rewards_tensor
+from kit.pairing import all_pairs, best_worst, first_correct_incorrect
+from kit.types import Example, Rollout, Totals
+from tests.batches import group, rollout, scores
 
 
 def picked(objective: DPO | GRPO, *rewards: float | None, seed: int = 0) -> list[list[int]]:
@@ -70,6 +53,7 @@ def test_dpo_refuses_graded_rewards_and_names_the_pairing_for_them() -> None:
 def test_every_pairing_of_the_kit_works_in_dpo() -> None:
     assert picked(DPO(pairing=best_worst), 0.3, 0.9, 0.1) == [[1, 2]]
     assert picked(DPO(pairing=all_pairs), 1.0, 0.0, 1.0) == [[0, 1], [2, 1]]
+    assert picked(DPO(pairing=first_correct_incorrect), 0.0, 1.0, 0.0, 1.0) == [[1, 0]]
 
 
 def test_rewards_become_not_a_number_where_nobody_judged() -> None:
@@ -107,15 +91,48 @@ def test_grpo_with_a_kl_term_trains_on_equal_rewards_too() -> None:
     assert [(int(e.rollouts[0].text), e.advantages) for e in examples] == [(0, (0.0,)), (1, (0.0,))]
 
 
-@pytest.mark.parametrize(("objective", "name"), [(DPO(), "DPO"), (GRPO(), "GRPO"), (GRPO(kl_coef=0.1), "GRPO")])
-def test_a_group_of_one_is_refused(objective: DPO | GRPO, name: str) -> None:
+@pytest.mark.parametrize(("objective", "name"), [(DPO(), "DPO"), (GRPO(), "GRPO"), (GroupDPO(), "GroupDPO")])
+def test_a_group_of_one_is_refused(objective: Objective, name: str) -> None:
     objective.check(2)
     with pytest.raises(ValueError, match=rf"group_size must be at least 2 under {name}.*got 1"):
         objective.check(1)
 
 
-def test_only_what_reads_the_reference_needs_it() -> None:
-    assert [o.needs_reference for o in (DPO(), GRPO(), GRPO(kl_coef=0.01))] == [True, False, True]
+NEEDS = ["needs_reference", "needs_old_logprobs", "needs_prox_logprobs", "needs_fit"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "needed"),
+    [
+        (DPO(nll_coef=0.1), NEEDS[:1]),
+        (GroupDPO(), NEEDS[:1]),
+        (GroupDPO(grpo_coef=0.1), NEEDS[:1]),  # its GRPO term takes every sample for a fresh one
+        (GroupDPO(grpo=GRPO(M2PO())), NEEDS[:1]),  # a term of weight 0 is not computed
+        (GroupDPO(grpo_coef=0.1, grpo=GRPO(TIS())), NEEDS[:2]),
+        (GroupDPO(grpo_coef=0.1, grpo=GRPO(DecoupledPPO())), NEEDS[:3]),
+        (GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO())), [*NEEDS[:2], NEEDS[3]]),
+        (GRPO(), NEEDS[1:2]),
+        (GRPO(NoCorrection()), []),
+        (GRPO(NoCorrection(), kl_coef=0.01), NEEDS[:1]),
+        (GRPO(DecoupledPPO()), NEEDS[1:3]),
+        (GRPO(M2PO()), [NEEDS[1], NEEDS[3]]),
+    ],
+)
+def test_an_objective_asks_for_what_it_reads_and_for_nothing_else(objective: Objective, needed: list[str]) -> None:
+    assert [name for name in NEEDS if getattr(objective, name)] == needed
+
+
+@pytest.mark.parametrize("objective", [DPO(), GRPO(), GRPO(TIS()), GroupDPO(), GroupDPO(grpo_coef=0.1)])
+def test_most_objectives_learn_nothing_from_the_ratios_of_a_step(objective: Objective) -> None:
+    assert objective.fitted(torch.tensor([0.1, -3.0])) == objective
+
+
+def test_m2po_within_an_objective_learns_its_bound_from_a_step() -> None:
+    # Squares 0.01 and 9, within 0.04 is the first alone: what is 3 away must go.
+    log_ratios = torch.tensor([0.1, -3.0])
+    assert GRPO(M2PO(), kl_coef=0.1).fitted(log_ratios) == GRPO(M2PO(bound=3.0), kl_coef=0.1)
+    mixed = GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO()))
+    assert mixed.fitted(log_ratios) == GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO(bound=3.0)))
 
 
 @pytest.mark.parametrize(
@@ -127,48 +144,27 @@ def test_only_what_reads_the_reference_needs_it() -> None:
         (lambda: DPO(nll_coef=-0.1), r"DPO\.nll_coef"),
         (lambda: DPO(entropy_coef=-0.1), r"DPO\.entropy_coef"),
         (lambda: GRPO(kl_coef=-0.1), r"GRPO\.kl_coef"),
+        (lambda: DPO(nll_normalize="none"), r"DPO\.nll_normalize must be one of \['sequence', 'token'\]"),
+        (lambda: DPO(denominator="groups"), r"DPO\.denominator must be one of \['pairs', 'prompts'\]"),
         (lambda: GRPO(aggregate="tokens"), "tokens"),
+        (lambda: GRPO(aggregate="constant"), r"GRPO\.max_completion_length .*got None"),
+        (lambda: GRPO(aggregate="constant", max_completion_length=0), r"GRPO\.max_completion_length .*got 0"),
+        (lambda: GRPO(aggregate="sum", max_completion_length=9), r"GRPO\.max_completion_length .*got 9"),
+        (lambda: GroupDPO(beta=0.0), r"GroupDPO\.beta"),
+        (lambda: GroupDPO(grpo_coef=-0.1), r"GroupDPO\.grpo_coef"),
+        (lambda: GroupDPO(grpo_coef=math.nan), r"GroupDPO\.grpo_coef"),
+        (lambda: GroupDPO(grpo=GRPO(kl_coef=0.1)), r"GroupDPO\.grpo\.kl_coef must be 0"),
+        (lambda: GroupDPO(denominator="groups"), r"GroupDPO\.denominator"),
     ],
 )
-def test_a_wrong_constant_is_refused_when_the_objective_is_made(make: partial[DPO | GRPO], name: str) -> None:
+def test_a_wrong_constant_is_refused_when_the_objective_is_made(make: partial[Objective], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         make()
 
 
 def test_objective_table_makes_the_objective_it_names() -> None:
     assert (OBJECTIVES["dpo"](beta=0.3), OBJECTIVES["grpo"](kl_coef=0.2)) == (DPO(beta=0.3), GRPO(kl_coef=0.2))
-
-
-PAIR = [Example((rollout(0), rollout(1)))]
-
-
-def test_dpo_divides_by_prompts_not_by_pairs() -> None:
-    same = scores([[-1.0, -2.0], [-3.0]])
-    loss, metrics = DPO().loss(PAIR, same, same, Totals(prompts=4, rollouts=32, tokens=999, examples=1))
-    assert loss.item() == pytest.approx(math.log(2) / 4)  # policy = reference: ln 2 for the pair, over four prompts
-    assert metrics["rewards/margins"] == 0.0
-
-
-def test_dpo_loss_by_hand() -> None:
-    # Log-ratios: chosen -3 - -4 = 1, rejected -3 - -1 = -2. Margin 0.5 * (1 + 2) = 1.5; the loss is ln(1 + e^-1.5).
-    found, reference = scores([[-1.0, -2.0], [-3.0]]), scores([[-2.0, -2.0], [-1.0]])
-    loss, metrics = DPO(beta=0.5).loss(PAIR, found, reference, Totals(1, 8, 9, 1))
-    assert loss.item() == pytest.approx(0.2014132779827524, abs=1e-12)
-    assert metrics["rewards/margins"] == pytest.approx(1.5)
-
-
-def test_dpo_adds_the_nll_and_the_entropy_of_the_chosen_completion() -> None:
-    # nll: 3 nats over 2 tokens = 1.5, weight 0.2; entropy 0.5 a token, weight 0.1; all over 2 prompts.
-    same = scores([[-1.0, -2.0], [-30.0]])
-    totals = Totals(prompts=2, rollouts=16, tokens=99, examples=1, chosen_tokens=2)
-    loss, metrics = DPO(nll_coef=0.2, entropy_coef=0.1).loss(PAIR, same, same, totals)
-    assert loss.item() == pytest.approx((math.log(2) + 0.2 * 1.5 - 0.1 * 0.5) / 2, abs=1e-12)
-    assert metrics["nll_loss"] == pytest.approx(1.5)
-
-
-def test_dpo_without_a_reference_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs the reference's log-probs"):
-        DPO().loss(PAIR, scores([[-1.0], [-1.0]]), None, Totals(1, 2, 2, 1))
+    assert OBJECTIVES["group_dpo"](grpo_coef=0.1) == GroupDPO(grpo_coef=0.1)
 
 
 # Two of 8 rollouts, with 1 and 3 of 40 tokens, advantages 1 and -2, sampled by the policy itself (ratio 1).
@@ -179,23 +175,28 @@ ON_POLICY_SCORES = scores([[-1.0], [-2.0, -2.0, -2.0]])
 TOTALS = Totals(prompts=2, rollouts=8, tokens=40, examples=2)
 
 
+def grpo_of(aggregate: str, kl_coef: float = 0.0) -> GRPO:
+    return GRPO(aggregate=aggregate, max_completion_length=10 if aggregate == "constant" else None, kl_coef=kl_coef)
+
+
 @pytest.mark.parametrize(
     ("aggregate", "expected"),
     [
         ("sequence", (-1.0 + 2.0) / 8),  # token means, over all rollouts of the step
         ("sum", (-1.0 + 3 * 2.0) / 8),  # token sums, likewise
         ("token", (-1.0 + 3 * 2.0) / 40),  # over all tokens of the step
+        ("constant", (-1.0 + 3 * 2.0) / (8 * 10)),  # token sums over the longest length, over all rollouts
     ],
 )
 def test_grpo_divides_by_all_rollouts_or_all_tokens_of_the_step(aggregate: str, expected: float) -> None:
-    loss, _ = GRPO(aggregate=aggregate).loss(ON_POLICY, ON_POLICY_SCORES, None, TOTALS)
+    loss, _ = grpo_of(aggregate).loss(ON_POLICY, ON_POLICY_SCORES, None, TOTALS)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("aggregate", ["sequence", "sum", "token"])
+@pytest.mark.parametrize("aggregate", ["sequence", "sum", "token", "constant"])
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
 def test_shares_of_micro_batches_add_up(aggregate: str, kl_coef: float) -> None:
-    objective = GRPO(aggregate=aggregate, kl_coef=kl_coef)
+    objective = grpo_of(aggregate, kl_coef=kl_coef)
     rows, reference = [[-1.1], [-2.3, -1.5, -2.2]], [[-1.4], [-2.0, -2.0, -1.0]]
     whole, _ = objective.loss(ON_POLICY, scores(rows), scores(reference) if kl_coef else None, TOTALS)
     parts = [
@@ -223,3 +224,23 @@ def test_grpo_reads_old_logprobs_row_by_row() -> None:
     loss, _ = GRPO(PPOClip(0.5)).loss(examples, ON_POLICY_SCORES, None, Totals(1, 2, 4, 2))
     expected = (-math.exp(0.1) + 2 * (math.exp(-0.1) + 1 + math.exp(0.2)) / 3) / 2
     assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kl"), [(k1, 0.3), (k2, 0.045), (k3, math.exp(-0.3) + 0.3 - 1)], ids=["k1", "k2", "k3"]
+)
+def test_grpo_estimates_the_kl_as_it_is_told(estimator: KLEstimator, kl: float) -> None:
+    # log pi - log pi_ref = -1 + 1.3 = 0.3 at a token of ratio 1 and advantage 1, over 2 rollouts.
+    example = [Example((rollout(0, length=1),), (1.0,))]
+    objective = GRPO(kl_coef=0.5, kl_estimator=estimator)
+    loss, metrics = objective.loss(example, scores([[-1.0]]), scores([[-1.3]]), Totals(1, 2, 2, 1))
+    assert metrics["kl"] == pytest.approx(kl, abs=1e-12)
+    assert loss.item() == pytest.approx((-1.0 + 0.5 * kl) / 2, abs=1e-12)
+
+
+def test_grpo_takes_the_recent_policy_from_the_rollouts_and_without_one_for_the_policy() -> None:
+    # pi / pi_old = e^0.5; pi_prox / pi_old = e^0.2. In the first pass the ratio is not clipped, then at 1.2 e^0.2.
+    later = Rollout((3,), (5,), (-1.5,), (0.0,), "", "stop", 0, prox_logprobs=(-1.3,))
+    for one, expected in ((rollout(0, length=1, old=-1.5), -math.exp(0.5)), (later, -1.2 * math.exp(0.2))):
+        loss, _ = GRPO(DecoupledPPO(0.2)).loss([Example((one,), (1.0,))], scores([[-1.0]]), None, Totals(1, 1, 1, 1))
+        assert loss.item() == pytest.approx(expected, abs=1e-6)

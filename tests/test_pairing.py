@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.pairing import all_pairs, best_worst, correct_incorrect
+from kit.pairing import PAIRINGS, all_pairs, best_worst, correct_incorrect, first_correct_incorrect
 
 NAN = math.nan
 GRADED = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, NAN]), max_size=7)
@@ -64,6 +64,33 @@ def test_a_correct_one_is_chosen_and_an_incorrect_one_rejected(rewards: list[flo
         assert (rewards[chosen], rewards[rejected]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "pairs"),
+    [
+        ([0.0, 1.0], [(1, 0)]),
+        ([0.0, 0.0, 1.0, 1.0], [(2, 0)]),
+        ([1.0, 1.0, 0.0, 1.0, 0.0], [(0, 2)]),
+        ([NAN, 0.0, NAN, 1.0], [(3, 1)]),  # indices stay those of the whole group
+        ([1.0, 1.0, NAN], []),
+        ([0.0, NAN], []),
+        ([NAN], []),
+        ([], []),
+    ],
+)
+def test_the_first_of_each_is_the_pair_of_the_authors_code(rewards: list[float], pairs: list[tuple[int, int]]) -> None:
+    source = generator(3)
+    state = source.get_state()
+    assert first_correct_incorrect(torch.tensor(rewards), source) == pairs
+    assert torch.equal(source.get_state(), state)  # nothing is drawn
+    assert first_correct_incorrect(torch.tensor(rewards)) == pairs
+
+
+def test_every_pairing_has_its_name_for_papermill() -> None:
+    assert {name: function.__name__ for name, function in PAIRINGS.items()} == {name: name for name in PAIRINGS}
+    for pairing in PAIRINGS.values():
+        assert pairing(torch.tensor([0.0, 1.0]), generator()) == [(1, 0)]
+
+
 def test_every_combination_is_equally_likely() -> None:
     rewards, draws, source = torch.tensor([1.0, 0.0, NAN, 1.0, 0.0, 0.0]), 6000, generator()
     counts = Counter(correct_incorrect(rewards, source)[0] for _ in range(draws))
@@ -89,9 +116,11 @@ def test_the_generator_alone_decides_and_is_left_alone_without_a_pair() -> None:
 def test_a_graded_reward_is_neither_correct_nor_incorrect(other: float) -> None:
     with pytest.raises(ValueError, match=f"rewards 0 or 1.*came {other}.*best_worst"):
         correct_incorrect(torch.tensor([0.0, 1.0, other]), generator())
+    with pytest.raises(ValueError, match=f"rewards 0 or 1.*came {other}.*best_worst"):
+        first_correct_incorrect(torch.tensor([0.0, 1.0, other]))
 
 
 def test_several_groups_at_once_are_refused() -> None:
-    for pairing in (best_worst, all_pairs):
+    for pairing in PAIRINGS.values():
         with pytest.raises((ValueError, TypeError)):
-            pairing(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+            pairing(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), generator())
