@@ -42,6 +42,8 @@ ROOT = Path(__file__).parents[1]
         ("x[mask] + mask.dtype + zeros_like(mask)", "shifted mask", {
             "x[mask.roll(1, -1)] + mask.dtype + zeros_like(mask)"
         }),
+        ("if x:\n    raise E\nif y:\n    z = 1", "check", {"if False:\n    raise E\nif y:\n    z = 1"}),
+        ("def f(x):\n    require(x)\n    g = x()", "check", {"def f(x):\n    None\n    g = x()"}),
     ],
 )  # fmt: skip
 def test_each_kind_makes_its_mistakes_and_no_others(source: str, kind: str, expected: set[str]) -> None:

@@ -201,6 +201,14 @@ def _shifts(node: ast.AST, parent: ast.AST) -> Mutations:
         yield ast.Call(ast.Attribute(node, "roll"), [ast.Constant(1), ast.Constant(-1)], [])
 
 
+def _checks(node: ast.AST, parent: ast.AST) -> Mutations:
+    """A refusal that never comes: `if x: raise` -> `if False: raise`, and `require_positive(x)` -> `None`."""
+    if isinstance(parent, ast.If) and node is parent.test and isinstance(parent.body[0], ast.Raise):
+        yield ast.Constant(False)
+    if isinstance(parent, ast.Expr) and isinstance(node, ast.Call):
+        yield ast.Constant(None)
+
+
 def _called(call: ast.Call) -> str:
     """The last part of the name of what is called."""
     return ast.unparse(call.func).rsplit(".", 1)[-1]
@@ -219,4 +227,5 @@ KINDS: dict[str, Callable[[ast.AST, ast.AST], Mutations]] = {
     "arguments": _arguments,
     "selection": _selections,
     "shifted mask": _shifts,
+    "check": _checks,
 }
