@@ -56,6 +56,16 @@ def _same_threads_afterwards() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def _shapes_unchecked() -> Iterator[None]:
+    """As in use outside of tests, where only the functions' own checks stand."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def first_token_is_even(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
     """A reward that an untrained model gets half of the time and that training can raise."""
     return [float(ids[0] % 2 == 0) for ids in completion_ids]

@@ -2,7 +2,6 @@
 
 import math
 from itertools import permutations
-from typing import Any
 
 import pytest
 import torch
@@ -135,15 +134,16 @@ def test_a_beta_that_is_not_positive_is_refused(beta: float) -> None:
         dpo_loss(*EXAMPLE, beta=beta)
 
 
+@pytest.mark.usefixtures("_shapes_unchecked")
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        (nats(), nats(), nats(), nats()),  # no pairs: the mean of nothing
-        (*EXAMPLE[:3], nats(0.0)),  # would broadcast
-        tuple(tensor[:, None] for tensor in EXAMPLE),  # per token, not summed
+        ((nats(), nats(), nats(), nats()), r"log-probability a pair, \(pair,\), came \(0,\)"),  # the mean of nothing
+        ((*EXAMPLE[:3], nats(0.0)), r"one shape, came .*ref_rejected_logprobs \(1,\)"),  # would broadcast
+        (tuple(tensor[:, None] for tensor in EXAMPLE), r"came \(2, 1\).*sum over tokens"),  # per token, not summed
     ],
     ids=["no pairs", "one too few", "not summed"],
 )
-def test_anything_but_one_number_a_pair_is_refused(arguments: Any) -> None:
-    with pytest.raises((ValueError, TypeError)):
+def test_anything_but_one_number_a_pair_is_refused(arguments: tuple[Tensor, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         dpo_loss(*arguments)

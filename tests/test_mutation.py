@@ -39,9 +39,11 @@ ROOT = Path(__file__).parents[1]
         ("require_same_shape(a, b), x.sum(a, 1), torch.min(a, b)", "arguments", set()),
         ("torch.where(mask, x, 0.0)", "selection", {"x", "torch.where(mask, 0.0, x)"}),
         ("masked_sum(x, t.completion_mask)", "shifted mask", {"masked_sum(x, t.completion_mask.roll(1, -1))"}),
-        ("x[mask] + mask.dtype + zeros_like(mask)", "shifted mask", {
-            "x[mask.roll(1, -1)] + mask.dtype + zeros_like(mask)"
+        ("x[mask] + mask.dtype + zeros_like(mask) + _require_valid(mask)", "shifted mask", {
+            "x[mask.roll(1, -1)] + mask.dtype + zeros_like(mask) + _require_valid(mask)"
         }),
+        ("if x:\n    raise E\nif y:\n    z = 1", "check", {"if False:\n    raise E\nif y:\n    z = 1"}),
+        ("def f(x):\n    require(x)\n    g = x()", "check", {"def f(x):\n    None\n    g = x()"}),
     ],
 )  # fmt: skip
 def test_each_kind_makes_its_mistakes_and_no_others(source: str, kind: str, expected: set[str]) -> None:

@@ -177,8 +177,8 @@ def _dropped_calls(node: ast.AST, parent: ast.AST) -> Mutations:
 
 def _arguments(node: ast.AST, parent: ast.AST) -> Mutations:
     """kl(policy, reference) -> kl(reference, policy), x.clamp(low, high) -> x.clamp(high, low): neighbours swapped."""
-    if not isinstance(node, ast.Call) or _called(node) in UNORDERED or _called(node).lstrip("_").startswith("require"):
-        return  # what is required is required of all alike
+    if not isinstance(node, ast.Call) or _called(node) in UNORDERED or _is_check(node):
+        return
     for index, (first, second) in enumerate(zip(node.args, node.args[1:], strict=False)):
         if not any(isinstance(argument, ast.Starred | ast.Constant) for argument in (first, second)):
             yield ast.Call(node.func, [*node.args[:index], second, first, *node.args[index + 2 :]], node.keywords)
@@ -195,15 +195,33 @@ def _selections(node: ast.AST, parent: ast.AST) -> Mutations:
 def _shifts(node: ast.AST, parent: ast.AST) -> Mutations:
     """A mask shifted by one, where it selects: mask -> mask.roll(1, -1)."""
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    is_argument = isinstance(parent, ast.Call) and node is not parent.func and _called(parent) not in IGNORES_VALUES
+    is_argument = (
+        isinstance(parent, ast.Call)
+        and node is not parent.func
+        and _called(parent) not in IGNORES_VALUES
+        and not _is_check(parent)
+    )
     is_index = isinstance(parent, ast.Subscript) and node is parent.slice
     if MASK.search(name) and (is_argument or is_index) and isinstance(node, ast.expr):
         yield ast.Call(ast.Attribute(node, "roll"), [ast.Constant(1), ast.Constant(-1)], [])
 
 
+def _checks(node: ast.AST, parent: ast.AST) -> Mutations:
+    """A refusal that never comes: `if x: raise` -> `if False: raise`, and `require_positive(x)` -> `None`."""
+    if isinstance(parent, ast.If) and node is parent.test and isinstance(parent.body[0], ast.Raise):
+        yield ast.Constant(False)
+    if isinstance(parent, ast.Expr) and isinstance(node, ast.Call):
+        yield ast.Constant(None)
+
+
 def _called(call: ast.Call) -> str:
     """The last part of the name of what is called."""
     return ast.unparse(call.func).rsplit(".", 1)[-1]
+
+
+def _is_check(call: ast.Call) -> bool:
+    """A name such as require_same_shape: what is required is required of all arguments alike."""
+    return _called(call).lstrip("_").startswith("require")
 
 
 KINDS: dict[str, Callable[[ast.AST, ast.AST], Mutations]] = {
@@ -219,4 +237,5 @@ KINDS: dict[str, Callable[[ast.AST, ast.AST], Mutations]] = {
     "arguments": _arguments,
     "selection": _selections,
     "shifted mask": _shifts,
+    "check": _checks,
 }
