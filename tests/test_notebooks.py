@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"max_steps": 2, "prompts_per_step": 4, "eval_prompts": 8, "eval_steps": 1, "num_threads": 1}
 PARAMETERS = {
     "00_tour.ipynb": SMALL,
+    "02_dpo_loss.ipynb": {"steps": 20},
+    "03_grpo_loss.ipynb": {"points": 11, "group_size": 4},
     "05_one_run.ipynb": SMALL | {"eval_samples": 2, "save_steps": 1, "sync_interval": 1},
 }
 
