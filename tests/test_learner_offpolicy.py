@@ -39,7 +39,9 @@ def log_ratios(learner: Learner, rollouts: list[Rollout]) -> torch.Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("objective", [DPO(), GRPO(), GRPO(NoCorrection()), GroupDPO()], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [DPO(), GRPO(), GRPO(NoCorrection()), GroupDPO()], ids=["dpo", "grpo", "grpo none", "group dpo"]
+)
 @pytest.mark.parametrize("micro_batch_size", [2, 64])
 def test_distances_are_those_of_the_tokens_trained_on_before_the_update(
     tiny_folder: Path, objective: Objective, micro_batch_size: int
@@ -184,7 +186,9 @@ def test_group_dpo_gradient_is_that_of_the_formula(tiny_folder: Path) -> None:
     assert close(gradients(policy), expected)
 
 
-@pytest.mark.parametrize("objective", [GRPO(M2PO()), GRPO(DecoupledPPO()), GroupDPO(grpo_coef=0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [GRPO(M2PO()), GRPO(DecoupledPPO()), GroupDPO(grpo_coef=0.1)], ids=["m2po", "decoupled", "group dpo"]
+)
 def test_without_examples_nothing_is_fitted_and_nothing_moves(tiny_folder: Path, objective: Any) -> None:
     learner = make_learner(tiny_folder, objective)
     before = digest(learner.policy)
