@@ -1,7 +1,6 @@
-"""The GRPO loss: the six cases of the clip, three ways to average, the KL term, and agreement with TRL."""
+"""The GRPO loss: the six cases of the clip, three ways to average, and the KL term."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,54 +220,3 @@ def test_a_wrong_argument_is_refused(change: dict[str, Any], message: str) -> No
     } | change  # fmt: skip
     with pytest.raises((ValueError, TypeError), match=message):
         grpo_loss(**arguments)
-
-
-@pytest.mark.parametrize(("aggregate", "loss_type"), [("sequence", "grpo"), ("token", "bnpo")])
-@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
-@pytest.mark.filterwarnings("ignore")  # TRL's imports
-def test_loss_gradient_and_metrics_are_those_of_trl(aggregate: str, loss_type: str, kl_coef: float) -> None:
-    """TRL 1.16's own loss, called on our tensors: its trainer's constants without its model."""
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
-    generator = torch.Generator().manual_seed(0)
-    shape = (6, 5)
-    old, ref = (-2 * torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    logprobs = (old + 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
-    advantages = torch.randn(6, generator=generator, dtype=torch.float64)
-    mask = torch.arange(5) < torch.tensor([5, 1, 3, 4, 2, 5])[:, None]
-    logged: dict[str, list[float]] = {name: [] for name in (*TRL_METRICS, *TRL_OTHER_METRICS)}
-    trainer = trl_trainer(logprobs, loss_type, kl_coef, logged)
-    inputs = {
-        "prompt_ids": torch.zeros(6, 1), "prompt_mask": torch.ones(6, 1), "completion_ids": torch.zeros(shape),
-        "completion_mask": mask.long(), "advantages": advantages, "old_per_token_logps": old,
-        "ref_per_token_logps": ref,
-    }  # fmt: skip
-    theirs: Tensor = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
-    ours, metrics = grpo_loss(
-        logprobs, old, advantages, mask, clip_eps_high=0.3, aggregate=aggregate, ref_logprobs=ref, kl_coef=kl_coef
-    )
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)
-    gradients = [torch.autograd.grad(loss, logprobs)[0] for loss in (ours, theirs)]
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
-    for name in TRL_METRICS if kl_coef else TRL_METRICS[1:]:
-        assert metrics[name] == pytest.approx(logged[name][0], abs=1e-6)  # TRL averages flags in float32
-    assert metrics["clip_ratio/low_mean"] > 0 and metrics["clip_ratio/high_mean"] > 0
-
-
-TRL_METRICS = ["kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"]
-TRL_OTHER_METRICS = ["entropy", "clip_ratio/low_min", "clip_ratio/high_max"]
-
-
-def trl_trainer(logprobs: Tensor, loss_type: str, kl_coef: float, logged: dict[str, list[float]]) -> Any:
-    """What `GRPOTrainer._compute_loss` reads from its trainer: constants, one process, and the log-probs of a model."""
-    accelerator = SimpleNamespace(
-        gather=lambda tensor: tensor, reduce=lambda tensor, reduction: tensor, num_processes=1
-    )
-    return SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
-        model=SimpleNamespace(training=True), args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
-        beta=kl_coef, loss_type=loss_type, tools=None, aux_loss_enabled=False, _entropy_bonus_enabled=False,
-        epsilon_low=0.2, epsilon_high=0.3, importance_sampling_level="token", top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None, use_vllm=False,
-        current_gradient_accumulation_steps=1, accelerator=accelerator, _metrics={"train": logged},
-    )  # fmt: skip
