@@ -1,6 +1,7 @@
 # make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
+# make parity differences between the kit's numbers and TRL's
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first one found that pyproject.toml allows)
 # PIP_ARGS=...           added to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench lint seed clean
+.PHONY: help demo test lab bench parity lint seed clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -65,6 +66,9 @@ lab: $(BASE)
 
 bench: $(DEV)
 	$(call stage,benchmarks,$(PY) tests/bench/run.py)
+
+parity: $(DEV)
+	$(call stage,the kit against TRL,$(PY) -W ignore -m tests.bench.parity)
 
 seed: $(BASE)
 	$(call stage,training the seed model from nothing (about ten minutes on two CPU cores),$(PY) -m kit.models.seed)
