@@ -1,6 +1,7 @@
 # make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
+# make parity differences between the kit's numbers and TRL's
 # make mutate makes the formulas wrong one by one and counts what the tests notice: about MINUTES minutes on two cores
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first one found that pyproject.toml allows)
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench mutate lint seed clean
+.PHONY: help demo test lab bench mutate parity lint seed clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -71,6 +72,9 @@ bench: $(DEV)
 
 mutate: $(DEV)
 	$(call stage,mutating the formulas,$(PY) tests/mutation/run.py $(MUTATE_ARGS))
+
+parity: $(DEV)
+	$(call stage,the kit against TRL,$(PY) -W ignore -m tests.bench.parity)
 
 seed: $(BASE)
 	$(call stage,training the seed model from nothing (about ten minutes on two CPU cores),$(PY) -m kit.models.seed)
