@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
         ("x.detach() + torch.exp(y)", "dropped call", {"x + torch.exp(y)"}),
         ("ratio.clamp(low, high)", "dropped call", {"ratio"}),
         ("kl(policy, reference)", "arguments", {"kl(reference, policy)"}),
+        ("Surrogate(loss, x, x)", "arguments", {"Surrogate(x, loss, x)"}),
         ("ratio.clamp(1 - low, high, *rest)", "arguments", {"ratio.clamp(high, 1 - low, *rest)"}),
         ("require_same_shape(a, b), x.sum(a, 1), torch.min(a, b)", "arguments", set()),
         ("torch.where(mask, x, 0.0)", "selection", {"x", "torch.where(mask, 0.0, x)"}),

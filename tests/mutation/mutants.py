@@ -52,6 +52,8 @@ def mutants(source: str) -> list[Mutant]:
     for place in _places(tree):
         for kind, mutate in KINDS.items():
             for replacement in mutate(place.node, place.parent):
+                if ast.dump(replacement) == ast.dump(place.node):
+                    continue  # f(x, x) with its arguments swapped
                 text = lines[place.node.lineno - 1].strip()
                 change = f"{ast.unparse(place.node)} -> {ast.unparse(replacement)}"
                 seen[place.scope, text, change] += 1
