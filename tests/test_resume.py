@@ -26,15 +26,19 @@ CHANGES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncat
 
 def arguments(name: str) -> dict[str, Any]:
     """What the runs of a test are made of, in this process and in its children."""
+    from kit.importance import DecoupledPPO
     from kit.objectives import GRPO
-    from kit.sync import Every
+    from kit.sync import Every, OnDrift
 
     semi_online = {"sync": Every(2), "ref_sync": Every(3)}
     return {
-        "random": semi_online,
+        "random": {  # everything that a checkpoint must hold: a measured drift, a mixed reference, batches used again
+            "objective": GRPO(DecoupledPPO(), kl_coef=0.1), "sync": OnDrift(max_m2=0.02, max_interval=6),
+            "ref_sync": Every(1), "ref_mixup_alpha": 0.3, "reuse_epochs": 3,
+        },
         "file operations": semi_online | {"max_steps": 3, "save_steps": 1, "eval_steps": 2, "eval_prompts": 2},
         "ctrl-c": {"sync": Every(2), "objective": GRPO(), "max_steps": 30, "save_steps": 1000, "eval_steps": 7},
-    }[name]
+    }[name]  # fmt: skip
 
 
 def train(folder: Path, out_dir: Path, name: str) -> None:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kit.advantages import centered, standardized
-from kit.importance import PPOClip
-from kit.objectives import DPO, GRPO
+from kit.importance import M2PO, PPOClip
+from kit.objectives import DPO, GRPO, GroupDPO
 from kit.run import Run
 from kit.runlog import METRICS, Clock, RunDirectoryError, RunLog, describe, is_defined, read_jsonl
 from kit.sync import Every, Never, OnDrift
@@ -23,7 +23,9 @@ CONFIG = {"seed": 0, "sampling": {"top_p": 1.0}, "sync": {"type": "Every", "inte
 ARMS: dict[str, dict[str, Any]] = {
     "dpo": {"objective": DPO(nll_coef=0.1, entropy_coef=0.1), "sync": Every(3)},
     "grpo": {"objective": GRPO(PPOClip(clip_eps_high=0.3), kl_coef=0.1), "sync": OnDrift(max_m2=10.0)},
+    "group dpo": {"objective": GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO())), "sync": Every(2)},
 }
+SYNCS = {"dpo": [3], "grpo": [], "group dpo": [2, 4]}  # the second never drifts as far as that
 
 
 def partly_judged(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
@@ -63,12 +65,12 @@ def test_a_name_that_nobody_defined_is_told_apart() -> None:
 def test_the_run_directory_holds_what_it_promises(logged: dict[str, Path], arm: str) -> None:
     assert {path.name for path in logged[arm].iterdir()} == {
         "config.json", "env.json", "status.json", "metrics.jsonl", "events.jsonl", "rollouts", "checkpoints",
-        *(["receipts.jsonl"] if arm == "dpo" else []),  # offline never syncs
+        *(["receipts.jsonl"] if SYNCS[arm] else []),
     }  # fmt: skip
     assert json.loads((logged[arm] / "status.json").read_text())["state"] == "finished"
     versions = json.loads((logged[arm] / "env.json").read_text())["packages"]
     assert versions.keys() >= {"torch", "transformers", "math-verify", "reasoning-gym"}
-    assert [receipt["step"] for receipt in read_jsonl(logged[arm] / "receipts.jsonl")] == ([3] if arm == "dpo" else [])
+    assert [receipt["step"] for receipt in read_jsonl(logged[arm] / "receipts.jsonl")] == SYNCS[arm]
 
 
 def test_rollouts_of_a_step_are_kept_with_their_role(logged: dict[str, Path]) -> None:
