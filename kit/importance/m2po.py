@@ -28,7 +28,7 @@ class M2PO(Importance):
 
     Attributes:
         max_m2: bound on the second moment, > 0, squared nats.
-        bound: b, the largest that keeps to `max_m2`; None = found in the batch at hand. `fitted` sets it from a whole
+        bound: b, halfway from the last token that may stay to the next; None = found in the batch at hand. `fitted` sets it from a whole
             step, so that micro-batches leave out what the step would.
 
     Source: Zheng et al. 2025, "Prosperity before Collapse", arXiv 2510.01161; 0.04 as there.
@@ -56,8 +56,10 @@ class M2PO(Importance):
         return Surrogate(loss, is_out & (log_ratio < 0), is_out & (log_ratio > 0))
 
     def _bound(self, log_ratios: Float[Tensor, " token"]) -> float:
-        """The smallest distance that must stay out; of several tokens at that distance none is kept."""
+        """Halfway between the last distance that may stay and the first that must not; of equal ones all go."""
         distances = log_ratios.detach().double().abs().clamp(max=MAX_LOG_RATIO).sort().values  # as in `log_ratio_of`
         means = distances.square().cumsum(0) / torch.arange(1, len(distances) + 1, device=distances.device)
         kept = int((means <= self.max_m2).sum())  # the means of a sorted sequence never fall
-        return math.inf if kept == len(distances) else float(distances[kept])
+        if kept == len(distances):
+            return math.inf
+        return float(distances[kept - 1 : kept + 1].mean() if kept else distances[0] / 2)
