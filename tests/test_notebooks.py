@@ -13,6 +13,7 @@ PARAMETERS = {
     "00_tour.ipynb": SMALL,
     "02_dpo_loss.ipynb": {"steps": 20},
     "03_grpo_loss.ipynb": {"points": 11, "group_size": 4},
+    "04_sync_schedules.ipynb": {"steps": 10, "num_seeds": 2},
     "05_one_run.ipynb": SMALL | {"eval_samples": 2, "save_steps": 1, "sync_interval": 1},
 }
 
