@@ -28,8 +28,8 @@ class M2PO(Importance):
 
     Attributes:
         max_m2: bound on the second moment, > 0, squared nats.
-        bound: b, halfway from the last token that may stay to the next; None = found in the batch at hand. `fitted` sets
-            it from a whole step, so that micro-batches leave out what the step would.
+        bound: b, halfway from the last token that may stay to the next; None = found in the batch at hand. `fitted`
+            sets it from a whole step, so that micro-batches leave out what the step would.
 
     Source: Zheng et al. 2025, "Prosperity before Collapse", arXiv 2510.01161; 0.04 as there.
     """
