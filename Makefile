@@ -1,7 +1,7 @@
 # make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
-# make mutate makes the formulas wrong one by one and counts what the tests notice: about MINUTES minutes on two cores
+# make mutate makes the formulas wrong one by one and counts what the tests notice: about 8 minutes on two cores
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first one found that pyproject.toml allows)
 # PIP_ARGS=...           added to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
