@@ -262,3 +262,44 @@ def test_a_constant_out_of_range_is_refused(
 def test_corrections_are_values() -> None:
     assert len({make() for make in IMPORTANCE.values()} | {make() for make in IMPORTANCE.values()}) == len(IMPORTANCE)
     assert PPOClip() != DecoupledPPO() and TIS(2.0) == IMPORTANCE["tis"](ratio_max=2.0)
+
+
+# Section 4.1 of arXiv 2507.18071 (GSPO), TRL's cap for TIS, the IcePop report, ScaleRL (arXiv 2510.13786) for CISPO.
+def test_the_constants_are_the_published_ones_unless_told_otherwise() -> None:
+    assert (GSPO().clip_eps, GSPO().clip_eps_high) == (3e-4, 4e-4)
+    assert (IcePop().ratio_min, IcePop().ratio_max) == (0.5, 5.0)
+    assert (TIS().ratio_max, CISPO().ratio_max) == (2.0, 5.0)
+    assert (PPOClip().clip_eps, PPOClip().clip_eps_high, PPOClip().ratio_max) == (0.2, None, None)
+
+
+def exactly(correction: Importance, log_ratio: float, advantage: float) -> tuple[float, bool, bool]:
+    """Loss and flags of one token at a log-ratio, with the sampler's log-prob at 0 so that nothing is rounded."""
+    logprobs = nats([log_ratio])
+    tokens = Tokens(logprobs, nats([0.0]), logprobs, nats([advantage]), torch.tensor([[True]]))
+    found = correction.surrogate(tokens)
+    return found.loss.item(), bool(found.is_low_clipped), bool(found.is_high_clipped)
+
+
+def test_a_ratio_exactly_at_a_bound_is_inside() -> None:
+    half, double = math.log(0.5), math.log(2.0)  # whose exponentials are 0.5 and 2 to the last bit
+    assert exactly(PPOClip(0.5), half, -1.0) == (0.5, False, False)
+    assert exactly(PPOClip(1.0), double, 1.0) == (-2.0, False, False)
+    assert exactly(PPOClip(0.5, ratio_max=2.0), double, -1.0) == (2.0, False, False)
+    assert exactly(TIS(2.0), double, 1.0) == (-2.0, False, False)
+    assert exactly(IcePop(0.5, 3.0), half, 1.0) == (-0.5, False, False)
+    assert exactly(IcePop(0.5, 2.0), double, 1.0) == (-2.0, False, False)
+    assert exactly(CISPO(2.0), double, 1.0) == (-2.0 * double, False, False)
+
+
+@pytest.mark.parametrize("advantage", [0.0, 0.5])
+def test_a_small_ratio_is_clipped_only_where_the_advantage_is_negative(advantage: float) -> None:
+    assert exactly(PPOClip(0.2), math.log(0.5), advantage) == (-0.5 * advantage, False, False)
+
+
+def test_icepop_may_have_no_lower_end() -> None:
+    assert exactly(IcePop(0.0, 5.0), math.log(0.5), 1.0) == (-0.5, False, False)
+
+
+def test_a_ratio_beyond_all_bounds_counts_as_e_to_the_20() -> None:
+    loss, _, _ = exactly(DecoupledPPO(), 500.0, 1.0)  # in the first pass, its weight is the whole ratio
+    assert loss == pytest.approx(-485165195.4097903, rel=1e-12)

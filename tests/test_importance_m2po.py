@@ -64,3 +64,16 @@ def test_m2po_fitted_to_a_step_leaves_out_the_same_in_every_micro_batch() -> Non
 def test_m2po_fitted_to_a_ratio_beyond_all_bounds_leaves_it_out() -> None:
     fitted = M2PO(0.04).fitted(torch.tensor([0.1, 50.0]))
     assert kept(fitted, [0.1, 50.0]) == pytest.approx([0.01], abs=1e-12)
+
+
+def test_m2po_counts_only_the_tokens_that_count() -> None:
+    # Of two counted tokens at 0.3 neither is within 0.05; with the masked 0 in place of one, both would be: 0.045.
+    row = nats([0.3, 0.3, 0.0])
+    mask = torch.tensor([[True, True, False]])
+    found = M2PO(0.05).surrogate(Tokens(row, torch.zeros_like(row), row, nats([1.0]), mask))
+    assert not found.loss[mask].any() and found.is_high_clipped[mask].all()
+
+
+def test_m2po_keeps_what_reaches_its_bound_exactly_and_has_the_published_one() -> None:
+    assert kept(M2PO(0.25), [0.5, 0.5]) == [0.25, 0.25]
+    assert M2PO().max_m2 == 0.04

@@ -160,3 +160,15 @@ def test_a_group_without_contrast_is_refused(which: list[bool], came: str) -> No
 def test_anything_but_one_number_a_completion_is_refused(arguments: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         group_dpo_loss(*arguments)
+
+
+@pytest.mark.usefixtures("_shapes_unchecked")
+def test_shapes_that_would_broadcast_are_named_in_the_error() -> None:
+    with pytest.raises(ValueError, match=r"one shape, came .*ref_logprobs \(1,\)"):
+        group_dpo_loss(LOGPROBS, REF_LOGPROBS[:1], IS_CORRECT)
+
+
+def test_beta_is_a_tenth_unless_told_otherwise() -> None:
+    # One pair whose log-ratios differ by 10 nats: -log sigma(0.1 * 10) = log(1 + e^-1).
+    loss, _ = group_dpo_loss(nats(10.0, 0.0), nats(0.0, 0.0), torch.tensor([True, False]))
+    assert loss.item() == pytest.approx(0.31326168751822286, abs=1e-12)

@@ -251,3 +251,27 @@ def test_a_wrong_argument_is_refused(change: dict[str, Any], message: str) -> No
     } | change  # fmt: skip
     with pytest.raises((ValueError, TypeError), match=message):
         grpo_loss(**arguments)
+
+
+@pytest.mark.usefixtures("_shapes_unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"old_logprobs": OLD_LOGPROBS[:1]}, r"one shape, came .*old_logprobs \(1, 3\)"),  # would broadcast
+        ({"ref_logprobs": REF_LOGPROBS[:1]}, r"one shape, came .*ref_logprobs \(1, 3\)"),
+        ({"prox_logprobs": REF_LOGPROBS[:1]}, r"one shape, came .*prox_logprobs \(1, 3\)"),
+        ({"advantages": ADVANTAGES[:1]}, r"one advantage a sequence, \(2,\), came \(1,\)"),
+    ],
+)
+def test_shapes_that_would_broadcast_are_named_in_the_error(change: dict[str, Any], message: str) -> None:
+    tensors = {"logprobs": LOGPROBS, "old_logprobs": OLD_LOGPROBS, "advantages": ADVANTAGES, "completion_mask": MASK}
+    with pytest.raises(ValueError, match=message):
+        grpo_loss(**tensors | change)
+
+
+def test_a_reference_that_is_only_watched_may_be_infinitely_far() -> None:
+    far = torch.full((1, 2), 200.0)  # k3 of it is beyond float32
+    loss, metrics = grpo_loss(
+        torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2).bool(), ref_logprobs=far
+    )
+    assert loss.item() == -1.0 and metrics["kl"] == math.inf

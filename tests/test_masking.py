@@ -1,9 +1,7 @@
 """Masked arithmetic: what counts counts, and nothing else leaks in, neither into values nor into gradients."""
 
 import math
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 
@@ -11,14 +9,6 @@ from kit.masking import aggregate_tokens, masked_mean, masked_sum, require_same_
 
 VALUES = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], dtype=torch.float64)
 MASK = torch.tensor([[True, True, False], [False, False, True]])
-
-
-@pytest.fixture
-def _shapes_unchecked() -> Iterator[None]:
-    """As in use outside of tests, where only the functions' own checks stand."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

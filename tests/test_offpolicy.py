@@ -93,3 +93,15 @@ def test_metrics_are_plain_numbers_and_ask_for_no_gradient() -> None:
 def test_anything_but_one_number_a_token_is_refused(arguments: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         offpolicy_metrics(*arguments())
+
+
+@pytest.mark.usefixtures("_shapes_unchecked")
+def test_shapes_that_would_broadcast_are_named_in_the_error() -> None:
+    with pytest.raises(ValueError, match=r"one shape, came logprobs \(3,\), old_logprobs \(1,\)"):
+        offpolicy_metrics(torch.zeros(3), torch.zeros(1))
+
+
+def test_a_ratio_beyond_all_bounds_counts_as_e_to_the_20() -> None:
+    found = offpolicy_metrics(torch.tensor([-1.0]), torch.tensor([-501.0]))
+    assert found["offpolicy/ratio_max"] == pytest.approx(485165195.4097903, rel=1e-12)  # e^20
+    assert found["offpolicy/m2"] == 400.0 and found["offpolicy/ess"] == pytest.approx(1.0)

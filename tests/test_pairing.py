@@ -124,3 +124,10 @@ def test_several_groups_at_once_are_refused() -> None:
     for pairing in PAIRINGS.values():
         with pytest.raises((ValueError, TypeError)):
             pairing(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), generator())
+
+
+@pytest.mark.usefixtures("_shapes_unchecked")
+@pytest.mark.parametrize("name", sorted(PAIRINGS))
+def test_several_groups_at_once_are_named_in_the_error(name: str) -> None:
+    with pytest.raises(ValueError, match=r"rewards of one group, \(group,\), came \(2, 2\)"):
+        PAIRINGS[name](torch.tensor([[0.0, 1.0], [1.0, 0.0]]), generator())
