@@ -256,14 +256,11 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def mark_for(*texts: str) -> str:
-    """A mark that stands in none of `texts`, the same for the same texts."""
-    mark = ""
-    while not mark or any(mark in text for text in texts):
-        digest = blake2b(mark.encode(), digest_size=8)
-        for text in texts:
-            digest.update(text.encode(errors="surrogatepass") + b"\0")
-        mark = digest.hexdigest()
-    return mark
+    """A mark that stands in none of `texts`, the same for the same texts: no text can hold a digest of itself."""
+    digest = blake2b(digest_size=16)
+    for text in texts:
+        digest.update(text.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def last_line(answer: str, pattern: re.Pattern[str]) -> str | None:
