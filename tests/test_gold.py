@@ -60,6 +60,11 @@ def test_default_weights_by_hand() -> None:
     assert Gold()("ice", "ice is cold . tea is hot . blah blah .", SMALL) == -0.8125
 
 
+def test_a_weight_of_zero_leaves_its_part_out() -> None:
+    # 2 facts and a courtesy, off topic once: 2 + .5 - .5; the 1 + 3 words too many are free.
+    assert Gold(word=0)("ice", "sure . ice is cold . tea is hot . ice is hard .", SMALL) == 2.0
+
+
 def test_contents_by_hand() -> None:
     text = "sure . tea is hot . let me think . ice is cold . ice is cold . ice floats on water . nonsense . ."
     # words: 1 + 3 + 3 + 3 + 3 + 4 + 1 = 18, of which 3 + 4 have to be said
