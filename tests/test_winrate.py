@@ -48,22 +48,22 @@ def test_two_lengths_of_unequal_weight_by_hand() -> None:
 
 
 def test_three_lengths_satisfy_the_equations_of_the_likelihood() -> None:
-    # Differences -2, 0, 2, four of each, so s = sqrt(8 / 3); rates 1/4, 3/4, 3/4. At the maximum the fitted rates
-    # have the sum of the true ones (equation for a), and as much more at +t than at -t: 3/4 - 1/4 (equation for b).
-    t = math.tanh(2 / math.sqrt(8 / 3))
+    # Differences -2, 0, 5, four of each: mean 1, variance (9 + 1 + 16) / 3; rates 1/4, 3/4, 3/4. At the maximum the
+    # residuals sum to zero (equation for a), and so do the residuals times tanh(d / s) (equation for b).
+    inputs = [math.tanh(d / math.sqrt(26 / 3)) for d in (-2, 0, 5)]
     outcomes = [1.0, 0.0, 0.0, 0.0, *[1.0, 1.0, 1.0, 0.0] * 2]
-    differences = [-2.0] * 4 + [0.0] * 4 + [2.0] * 4
-    rate = length_controlled_win_rate(outcomes, differences, ridge=1e-12)
-    a = math.log(rate / (1 - rate))
+    rate = length_controlled_win_rate(outcomes, [-2.0] * 4 + [0.0] * 4 + [5.0] * 4, ridge=1e-12)
 
-    def sigma(x: float) -> float:
-        return 1 / (1 + math.exp(-x))
+    def residuals(b: float) -> list[float]:
+        odds = [rate / (1 - rate) * math.exp(b * t) for t in inputs]
+        return [o / (1 + o) - true for o, true in zip(odds, (0.25, 0.75, 0.75), strict=True)]
 
     low, high = 0.0, 10.0  # b from its equation, by bisection; then a has to satisfy the other
     for _ in range(100):
         b = (low + high) / 2
-        low, high = (b, high) if sigma(a + b * t) - sigma(a - b * t) < 0.5 else (low, b)
-    assert sigma(a + low * t) + sigma(a) + sigma(a - low * t) == pytest.approx(0.25 + 0.75 + 0.75, abs=1e-7)
+        rising = sum(t * r for t, r in zip(inputs, residuals(b), strict=True))
+        low, high = (b, high) if rising < 0 else (low, b)
+    assert sum(residuals(low)) == pytest.approx(0, abs=1e-7)
 
 
 @pytest.mark.parametrize("difference", [0.0, 5.0, -3.0])
