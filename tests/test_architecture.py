@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "kit").rglob("*.py"))
 LAYERS = {
     0: "types config",
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
-    "rollouts toy",
+    "rollouts toy preferences winrate",
     2: "tasks models samplers reference learner interrupt runlog checkpoint doctor",
     3: "run evaluate study distributed",
     4: "plots dashboard exercises cli",

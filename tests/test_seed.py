@@ -13,14 +13,16 @@ from kit.models.tokenizer import build_tokenizer
 from kit.samplers import TransformersSampler
 from kit.tasks import Arithmetic
 
-ROOT = Path(__file__).resolve().parent.parent
-SEED = ROOT / "data" / "seed"
+DATA = Path(__file__).resolve().parent.parent / "data"
+SEED = DATA / "seed"
 
 
 def test_the_data_card_lists_every_file_with_its_checksum() -> None:
-    listed = dict(re.findall(r"`(seed/\S+)` \| `([0-9a-f]{64})`", (ROOT / "data" / "README.md").read_text()))
-    present = {f"seed/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in SEED.iterdir()}
-    assert listed == present
+    listed = dict(re.findall(r"`(\S+/\S+)` \| `([0-9a-f]{64})`", (DATA / "README.md").read_text()))
+    files = [path for path in DATA.rglob("*") if path.is_file() and path != DATA / "README.md"]
+    assert listed == {
+        path.relative_to(DATA).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def test_the_model_is_small_and_in_safetensors() -> None:
