@@ -2,7 +2,7 @@
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
 # make parity differences between the kit's numbers and TRL's
-# make mutate makes the formulas wrong one by one and counts what the tests notice: about 8 minutes on two cores
+# make mutate makes the formulas wrong one by one and counts what the tests notice: about 3 minutes on two cores
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first one found that pyproject.toml allows)
 # PIP_ARGS=...           added to every pip install, e.g. --extra-index-url https://download.pytorch.org/whl/cpu
