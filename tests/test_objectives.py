@@ -128,11 +128,11 @@ def test_most_objectives_learn_nothing_from_the_ratios_of_a_step(objective: Obje
 
 
 def test_m2po_within_an_objective_learns_its_bound_from_a_step() -> None:
-    # Squares 0.01 and 9, within 0.04 is the first alone: what is 3 away must go.
-    log_ratios = torch.tensor([0.1, -3.0])
-    assert GRPO(M2PO(), kl_coef=0.1).fitted(log_ratios) == GRPO(M2PO(bound=3.0), kl_coef=0.1)
+    # Squares 1/64 and 9, within 0.04 is the first alone: the bound lies halfway between 1/8 and 3.
+    log_ratios = torch.tensor([0.125, -3.0])
+    assert GRPO(M2PO(), kl_coef=0.1).fitted(log_ratios) == GRPO(M2PO(bound=1.5625), kl_coef=0.1)
     mixed = GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO()))
-    assert mixed.fitted(log_ratios) == GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO(bound=3.0)))
+    assert mixed.fitted(log_ratios) == GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO(bound=1.5625)))
 
 
 @pytest.mark.parametrize(
