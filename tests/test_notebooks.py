@@ -40,6 +40,7 @@ def test_notebook_runs(name: str, tmp_path: Path) -> None:
         ({"model_name_or_path": "absent"}, "model_name_or_path must be a folder"),
         ({"max_completion_length": 100_000}, "must fit into the model"),
         ({"sync_interval": 0}, "None"),  # says what to write for offline
+        ({"objective": "grpo", "importance": "tis", "clip_eps": 0.3}, r"tis has no constant \['clip_eps'\]"),
     ],
 )
 def test_bad_parameters_stop_the_notebook_before_any_work(bad: dict[str, object], said: str, tmp_path: Path) -> None:
