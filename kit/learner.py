@@ -46,7 +46,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         sums: dict[str, float] = {}
-        objective = self.objective.fitted(self._log_ratios(examples)) if self._has_to_fit(examples) else self.objective
+        has_to_fit = self.objective.needs_fit and len(examples) > 0
+        objective = self.objective.fitted(self._log_ratios(examples)) if has_to_fit else self.objective
         tokens = sum(len(rollout.completion_ids) for example in examples for rollout in example.rollouts)
         temperature, pairs_of_logprobs = self.config.sampling.temperature, []
         self.optimizer.zero_grad(set_to_none=True)
@@ -97,9 +98,6 @@ class Learner:
         )
         found = offpolicy_metrics(logprobs, old_logprobs)
         return Drift(found["offpolicy/kl"], found["offpolicy/m2"])
-
-    def _has_to_fit(self, examples: Sequence[Example]) -> bool:
-        return self.objective.needs_fit and len(examples) > 0
 
     @torch.no_grad()
     def _log_ratios(self, examples: Sequence[Example]) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Reference:
         self.version = 0
 
     def maybe_sync(self, policy: PreTrainedModel, step: int, sampler_version: int) -> bool:
-        """Follow the policy if the schedule says so; asked once a step, after the sampler and before generating."""
+        """Follow the policy if the schedule says so; asked once a step, after the sampler and before the update."""
         if not self.schedule.due(SyncState(step, self.version, sampler_step=sampler_version)):
             return False
         if self.mixup_alpha == 1:

@@ -7,7 +7,7 @@ import torch
 
 from kit.losses import dpo_loss, entropy_loss, nll_loss
 from kit.masking import masked_mean, masked_sum
-from kit.objectives.objective import DENOMINATORS, Loss, require, rewards_tensor
+from kit.objectives.objective import DENOMINATORS, Loss, Objective, require, rewards_tensor
 from kit.pairing import correct_incorrect
 from kit.types import Example, Group, TokenScores, Totals
 
@@ -16,7 +16,7 @@ NLL_NORMALIZE = ("sequence", "token")
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(Objective):
     """DPO on the pairs of a prompt, by default a random correct completion against a random incorrect one.
 
     Nothing in it asks who sampled the completions, so no correction is needed when the sampler is stale. With a
@@ -55,21 +55,6 @@ class DPO:
     @property
     def needs_reference(self) -> bool:
         return True
-
-    @property
-    def needs_old_logprobs(self) -> bool:
-        return False
-
-    @property
-    def needs_prox_logprobs(self) -> bool:
-        return False
-
-    @property
-    def needs_fit(self) -> bool:
-        return False
-
-    def fitted(self, log_ratios: torch.Tensor) -> "DPO":
-        return self
 
     def check(self, group_size: int) -> None:
         require(group_size >= 2, "group_size", "at least 2 under DPO, which needs a pair", group_size)

@@ -9,13 +9,13 @@ from kit.importance import NoCorrection
 from kit.logprobs import sequence_logprob
 from kit.losses import group_dpo_loss
 from kit.objectives.grpo import GRPO
-from kit.objectives.objective import DENOMINATORS, Loss, require, rewards_tensor
+from kit.objectives.objective import DENOMINATORS, Loss, Objective, require, rewards_tensor
 from kit.pairing import correct_incorrect
 from kit.types import Example, Group, TokenScores, Totals
 
 
 @dataclass(frozen=True)
-class GroupDPO:
+class GroupDPO(Objective):
     """All correct completions of a prompt against all incorrect ones, plus `grpo_coef` times GRPO on the same.
 
     .. math:: L = L_{GroupDPO}(x, Y_c, Y_r) + \\alpha L_{GRPO}(x, Y_c \\cup Y_r)

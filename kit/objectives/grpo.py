@@ -11,14 +11,14 @@ from kit.importance import Importance, NoCorrection, PPOClip
 from kit.kl import KLEstimator, k3
 from kit.losses import grpo_loss
 from kit.masking import AGGREGATES
-from kit.objectives.objective import Loss, require, rewards_tensor, token_rows
+from kit.objectives.objective import Loss, Objective, require, rewards_tensor, token_rows
 from kit.types import Example, Group, TokenScores, Totals
 
 Advantages = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class GRPO:
+class GRPO(Objective):
     """GRPO on every completion of a group whose rewards differ.
 
     The paper's: `GRPO(importance=NoCorrection(), aggregate="sum", advantages=centered)`; its code: `standardized`.

@@ -1,8 +1,8 @@
 """What the run loop and the learner ask of an objective."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,42 +13,42 @@ from kit.types import Example, Group, TokenScores, Totals
 Loss = tuple[torch.Tensor, dict[str, float]]
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A way to train on groups of scored rollouts."""
+class Objective(ABC):
+    """A way to train on groups of scored rollouts: a frozen value. What it does not need, it need not mention."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether `loss` reads the reference's log-probs."""
-        ...
+        return False
 
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether `loss` compares the policy with the distribution that was sampled from."""
-        ...
+        return False
 
     @property
     def needs_prox_logprobs(self) -> bool:
         """Whether `loss` compares the policy with what it was before the first gradient pass over the batch."""
-        ...
+        return False
 
     @property
     def needs_fit(self) -> bool:
         """Whether `fitted` must see all tokens of a step before `loss` sees its micro-batches."""
-        ...
-
-    def check(self, group_size: int) -> None:
-        """Raises ValueError if groups of this size can give no signal."""
-        ...
-
-    def select(self, group: Group, generator: torch.Generator) -> list[Example]:
-        """The training examples of a scored group; none if its rewards give no signal."""
-        ...
+        return False
 
     def fitted(self, log_ratios: Float[Tensor, " token"]) -> "Objective":
         """The objective for one step, given log(pi / pi_old) of all its tokens; itself if that teaches it nothing."""
-        ...
+        return self
 
+    @abstractmethod
+    def check(self, group_size: int) -> None:
+        """Raises ValueError if groups of this size can give no signal."""
+
+    @abstractmethod
+    def select(self, group: Group, generator: torch.Generator) -> list[Example]:
+        """The training examples of a scored group; none if its rewards give no signal."""
+
+    @abstractmethod
     def loss(
         self, examples: Sequence[Example], scores: TokenScores, ref_scores: TokenScores | None, totals: Totals
     ) -> Loss:
@@ -56,7 +56,6 @@ class Objective(Protocol):
 
         The rows of `scores` are the examples' rollouts in order. Shares add up to the loss of the whole step.
         """
-        ...
 
 
 # What the sum over a step's pairs is divided by.
