@@ -49,10 +49,8 @@ def test_the_utilities_are_stationary_up_to_a_shift_and_neither_their_double_nor
 
     def gradient(candidate: Tensor) -> Tensor:
         candidate = candidate.clone().requires_grad_()
-        losses = [
-            bradley_terry_loss(candidate[[w]], candidate[[l]])[0]  # fmt: skip
-            for w, l in zip(chosen.tolist(), rejected.tolist(), strict=True)  # noqa: E741
-        ]
+        pairs = zip(chosen.split(1), rejected.split(1), strict=True)
+        losses = [bradley_terry_loss(candidate[winner], candidate[loser])[0] for winner, loser in pairs]
         return torch.autograd.grad((preferred * torch.stack(losses)).sum(), candidate)[0]
 
     for shift in (0.0, 7.0):
