@@ -1,7 +1,7 @@
 """The loss that trains a reward model on preferences.
 
-Bradley and Terry 1952, "Rank Analysis of Incomplete Block Designs", Biometrika 39: who is preferred is a coin toss, with
-the difference of two scores for log-odds. As a loss for scores of completions: Stiennon et al. 2020, "Learning to
+Bradley and Terry 1952, "Rank Analysis of Incomplete Block Designs", Biometrika 39: who is preferred is a coin toss,
+with the difference of two scores for log-odds. As a loss for scores of completions: Stiennon et al. 2020, "Learning to
 summarize from human feedback", https://arxiv.org/abs/2009.01325. DPO is this loss with implicit rewards for scores.
 """
 
