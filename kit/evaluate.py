@@ -1,8 +1,12 @@
-"""Evaluation on held-out prompts: sampled accuracy, greedy accuracy and pass@k, each with an interval."""
+"""Evaluation on held-out prompts: accuracy where answers are right or wrong, else win rate over a baseline.
+
+Every rate has an interval over prompts.
+"""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -10,7 +14,9 @@ from kit.config import Sampling
 from kit.rewards.combine import RewardFunction, score
 from kit.samplers import Sampler
 from kit.statistics import Interval, cluster_bootstrap, pass_at_k, wilson_interval
+from kit.tasks.task import Judging
 from kit.types import Group, Messages, Prompt
+from kit.winrate import length_controlled_win_rate
 
 RESAMPLES = 1000  # of the bootstrap over problems
 
@@ -25,28 +31,51 @@ class Evaluation:
     k: int
     entropy: float  # nats per token, on these samples
     mean_length: float  # tokens, end marker included
+    groups: tuple[Group, ...]  # those samples, scored
 
     def metrics(self) -> dict[str, float]:
         """Flat, as they are logged."""
         found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length}
-        intervals = {
-            "accuracy": self.accuracy,
-            "greedy_accuracy": self.greedy_accuracy,
-            f"pass_at_{self.k}": self.pass_at_k,
-        }
-        for name, interval in intervals.items():
-            found |= {
-                f"eval/{name}": interval.mean,
-                f"eval/{name}_low": interval.low,
-                f"eval/{name}_high": interval.high,
-            }
-        return found
+        found |= _flat("accuracy", self.accuracy) | _flat("greedy_accuracy", self.greedy_accuracy)
+        return found | _flat(f"pass_at_{self.k}", self.pass_at_k)
 
 
-def score_groups(groups: Sequence[Group], functions: Sequence[RewardFunction], weights: Sequence[float]) -> list[Group]:
+@dataclass(frozen=True)
+class JudgedEvaluation:
+    """What an evaluation by comparison found. A comparison that the judge could not decide is left out, and counted."""
+
+    win_rate: Interval  # of completions sampled as in training, each against one of the baseline's; over prompts
+    length_controlled_win_rate: float  # at equal length, in characters
+    unjudged: float  # fraction of the comparisons
+    means: Mapping[str, float]  # of each reward and pointwise function
+    reward: float | None  # mean total reward; None if no function could judge any
+    entropy: float  # nats per token, on these samples
+    mean_length: float  # tokens, end marker included
+    groups: tuple[Group, ...]  # those samples, scored
+
+    def metrics(self) -> dict[str, float]:
+        """Flat, as they are logged."""
+        found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length, "eval/unjudged": self.unjudged}
+        found |= {} if self.reward is None else {"eval/reward": self.reward}
+        found |= {f"eval/rewards/{name}/mean": mean for name, mean in self.means.items()}
+        found |= {"eval/length_controlled_win_rate": self.length_controlled_win_rate}
+        return found | _flat("win_rate", self.win_rate)
+
+
+def _flat(name: str, interval: Interval) -> dict[str, float]:
+    return {f"eval/{name}": interval.mean, f"eval/{name}_low": interval.low, f"eval/{name}_high": interval.high}
+
+
+def score_groups(
+    groups: Sequence[Group], functions: Sequence[RewardFunction], weights: Sequence[float],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Group]:  # fmt: skip
     """The groups with their rewards, all completions in one call of each function.
 
     Completions are conversational (`[{"role": "assistant", "content": ...}]`) where the prompt is, as in TRL.
+
+    Args:
+        columns: besides those of the prompts; one entry a completion.
     """
     flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     names = list(groups[0].prompt.columns)
@@ -55,7 +84,7 @@ def score_groups(groups: Sequence[Group], functions: Sequence[RewardFunction], w
         prompts=[prompt.content for prompt, _ in flat],
         completions=[_as_completion(prompt, rollout.text) for prompt, rollout in flat],
         completion_ids=[list(r.completion_ids) for _, r in flat],
-        columns={name: [prompt.columns[name] for prompt, _ in flat] for name in names},
+        columns={name: [prompt.columns[name] for prompt, _ in flat] for name in names} | dict(columns or {}),
     )  # fmt: skip
     scored, start = [], 0
     for group in groups:
@@ -96,7 +125,83 @@ def evaluate(
         k=samples,
         entropy=statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
         mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
+        groups=tuple(sampled),
     )
+
+
+def evaluate_by_judging(
+    sampler: Sampler, prompts: Sequence[Prompt], functions: Sequence[RewardFunction], weights: Sequence[float],
+    judging: Judging, *, samples: int, seed: tuple[int, ...], sampling: Sampling,
+) -> JudgedEvaluation:  # fmt: skip
+    """Sample `samples` completions of every prompt; the i-th is compared with the baseline's i-th, cyclically.
+
+    Raises:
+        ValueError: if a prompt has no baseline, or not one comparison could be decided.
+    """
+    missing = [prompt.id for prompt in prompts if not judging.baseline.get(prompt.id)]
+    if missing:
+        raise ValueError(
+            f"expected completions to win against for every held-out prompt, came none for {len(missing)} of "
+            f"{len(prompts)}, such as {missing[0]!r}: add them to the baseline, or evaluate on fewer prompts"
+        )
+    groups = score_groups(sampler.generate(prompts, samples, seed=seed, sampling=sampling), functions, weights)
+    baseline = [
+        judging.baseline[group.prompt.id][index % len(judging.baseline[group.prompt.id])]
+        for group in groups
+        for index in range(samples)
+    ]
+    outcomes, pointwise = _judged(groups, judging, baseline)
+    return _evaluation_of(groups, outcomes, baseline, _means([*groups, *pointwise]))
+
+
+def _judged(
+    groups: Sequence[Group], judging: Judging, baseline: Sequence[str]
+) -> tuple[list[float | None], list[Group]]:
+    """The outcome of every comparison, and the groups with the pointwise functions' scores."""
+    columns = {"baseline": [_as_completion(g.prompt, text) for g, text in zip(_each(groups), baseline, strict=True)]}
+    compared = score_groups(groups, [judging.pairwise], [1.0], columns)
+    outcomes = [reward for group in compared for reward in group.rewards]
+    if not judging.pointwise:
+        return outcomes, []
+    return outcomes, score_groups(groups, judging.pointwise, [1.0] * len(judging.pointwise))
+
+
+def _evaluation_of(
+    groups: Sequence[Group], outcomes: Sequence[float | None], baseline: Sequence[str], means: Mapping[str, float]
+) -> JudgedEvaluation:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rows = zip(outcomes, rollouts, baseline, strict=True)
+    decided = [(outcome, len(rollout.text) - len(text)) for outcome, rollout, text in rows if outcome is not None]
+    if not decided:
+        raise ValueError(f"expected the judge to decide at least one of {len(outcomes)} comparisons, came none")
+    samples = len(outcomes) // len(groups)
+    by_prompt = [outcomes[start : start + samples] for start in range(0, len(outcomes), samples)]
+    rates = [[statistics.fmean(o for o in row if o is not None)] for row in by_prompt if set(row) != {None}]
+    rewards = [reward for group in groups for reward in group.rewards if reward is not None]
+    return JudgedEvaluation(
+        win_rate=cluster_bootstrap(torch.tensor(rates, dtype=torch.float64), seed=0, resamples=RESAMPLES),
+        length_controlled_win_rate=length_controlled_win_rate(*map(list, zip(*decided, strict=True))),
+        unjudged=1 - len(decided) / len(outcomes),
+        means=means,
+        reward=statistics.fmean(rewards) if rewards else None,
+        entropy=statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
+        mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
+        groups=tuple(groups),
+    )
+
+
+def _means(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean of every function over the completions that it judged."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for name, rewards in group.rewards_by_function.items():
+            values.setdefault(name, []).extend(reward for reward in rewards if reward is not None)
+    return {name: statistics.fmean(found) for name, found in values.items() if found}
+
+
+def _each(groups: Sequence[Group]) -> list[Group]:
+    """Every group once a rollout."""
+    return [group for group in groups for _ in group.rollouts]
 
 
 def _is_right(group: Group) -> list[bool]:

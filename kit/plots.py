@@ -21,6 +21,9 @@ LINE_STYLES = {"dpo": "-", "grpo": "--", "group_dpo": ":"}
 LABELS = {
     "eval/accuracy": "sampled accuracy (fraction right)",
     "eval/greedy_accuracy": "greedy accuracy (fraction right)",
+    "eval/win_rate": "win rate over the baseline",
+    "eval/length_controlled_win_rate": "length-controlled win rate",
+    "eval/reward": "reward of fresh samples",
     "eval/entropy": "entropy (nats per token, fresh samples)",
     "eval/mean_length": "completion length (tokens)",
     "reward": "reward of the sampler's completions",
@@ -95,9 +98,21 @@ def plot_metric(ax: Axes, curves: Sequence[Curve], metric: str) -> None:
             steps, [i.low for i in intervals], [i.high for i in intervals], color=shade, alpha=0.15, linewidth=0
         )
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel(LABELS.get(metric, metric))
+    ax.set_ylabel(label_of(metric))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
+
+
+def label_of(metric: str) -> str:
+    """What an axis says of a metric; of one task's among several, the task first.
+
+    >>> label_of("task/chat/eval/win_rate")
+    'chat: win rate over the baseline'
+    """
+    if not metric.startswith("task/"):
+        return LABELS.get(metric, metric)
+    _, task, name = metric.split("/", 2)
+    return f"{task}: {LABELS.get(name, name)}"
 
 
 def _interval(records: Sequence[Mapping[str, Any]], metric: str) -> Interval:
@@ -108,18 +123,20 @@ def _interval(records: Sequence[Mapping[str, Any]], metric: str) -> Interval:
     return Interval(values[0], low, high, 1)
 
 
-def headline_table(curves: Sequence[Curve]) -> str:
-    """First, best and last sampled accuracy and last entropy of every curve, as a Markdown table."""
+def headline_table(curves: Sequence[Curve], metric: str = "eval/accuracy") -> str:
+    """First, best and last value of a rate and last entropy of every curve, as a Markdown table."""
+    name = metric.rpartition("/")[2].replace("_", " ")
+    task = f" on {metric.split('/')[1]}" if metric.startswith("task/") else ""
     rows = [
-        "| arm | seeds | accuracy: first | best | last (95 % interval) | entropy: first | last |",
+        f"| arm{task} | seeds | {name}: first | best | last (95 % interval) | entropy: first | last |",
         "|---|---|---|---|---|---|---|",
     ]
     for curve in curves:
-        accuracy, entropy = curve.points("eval/accuracy"), curve.points("eval/entropy")
-        best_step, best = max(accuracy, key=lambda point: point[1].mean)
-        last, entropies = accuracy[-1][1], [interval.mean for _, interval in entropy]
+        points, entropy = curve.points(metric), curve.points(metric.rpartition("/")[0] + "/entropy")
+        best_step, best = max(points, key=lambda point: point[1].mean)
+        last, entropies = points[-1][1], [interval.mean for _, interval in entropy]
         rows.append(
-            f"| {curve.label} | {len(curve.runs)} | {accuracy[0][1].mean:.2f} | {best.mean:.2f} (step {best_step}) "
+            f"| {curve.label} | {len(curve.runs)} | {points[0][1].mean:.2f} | {best.mean:.2f} (step {best_step}) "
             f"| **{last.mean:.2f}** ({last.low:.2f} to {last.high:.2f}) | {entropies[0]:.3f} | {entropies[-1]:.3f} |"
         )
     return "\n".join(rows)

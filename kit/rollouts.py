@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kit.rewards.combine import RewardFunction
 from kit.types import Example, Group, Totals
 
 
@@ -32,9 +31,19 @@ def totals_of(groups: Sequence[Group], examples: Sequence[Example]) -> Totals:
     return Totals(len(groups), len(rollouts), tokens, len(examples), chosen_tokens)
 
 
-def group_metrics(
-    groups: Sequence[Group], selected: Sequence[Sequence[Example]], functions: Sequence[RewardFunction]
-) -> dict[str, float]:
+def task_metrics(groups: Sequence[Group], selected: Sequence[Sequence[Example]]) -> dict[str, float]:
+    """`group_metrics` of each task's groups alone, under `task/{name}/`; the column `task` says which."""
+    by_task: dict[str, list[tuple[Group, Sequence[Example]]]] = {}
+    for group, examples in zip(groups, selected, strict=True):
+        by_task.setdefault(group.prompt.columns["task"], []).append((group, examples))
+    return {
+        f"task/{task}/{name}": value
+        for task, rows in by_task.items()
+        for name, value in group_metrics([group for group, _ in rows], [examples for _, examples in rows]).items()
+    }
+
+
+def group_metrics(groups: Sequence[Group], selected: Sequence[Sequence[Example]]) -> dict[str, float]:
     """Metrics of the generated groups; see `kit.runlog.METRICS` for each."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards]
@@ -42,8 +51,8 @@ def group_metrics(
     found: dict[str, float] = {"rewards/unjudged": len(rewards) - len(judged)}
     if judged:
         found["reward"] = statistics.fmean(judged)
-    for name in groups[0].rewards_by_function:
-        values = [v for group in groups for v in group.rewards_by_function[name] if v is not None]
+    for name in dict.fromkeys(name for group in groups for name in group.rewards_by_function):
+        values = [v for group in groups for v in group.rewards_by_function.get(name, ()) if v is not None]
         if values:
             found[f"rewards/{name}/mean"] = statistics.fmean(values)
     lengths = [len(rollout.completion_ids) for rollout in rollouts]
@@ -81,6 +90,15 @@ def rollout_columns(groups: Sequence[Group], selected: Sequence[Sequence[Example
             for values, value in zip(columns.values(), row, strict=True):
                 values.append(value)
     return columns
+
+
+def completion_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """One row a rollout of an evaluation, for its parquet file."""
+    rows = [(g.prompt.id, r.text, reward) for g in groups for r, reward in zip(g.rollouts, g.rewards, strict=True)]
+    return {
+        name: list(values)
+        for name, values in zip(("prompt_id", "completion", "reward"), zip(*rows, strict=True), strict=True)
+    }
 
 
 def roles_of(examples: Sequence[Example]) -> dict[int, str]:

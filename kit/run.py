@@ -1,7 +1,7 @@
 """The run loop, once: sync, generate, score, select, learn, log."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ from kit.checkpoint import (
     save_checkpoint,
 )
 from kit.config import RunConfig
-from kit.evaluate import evaluate, score_groups
 from kit.interrupt import deferred_interrupt
 from kit.learner import Learner
 from kit.models.policy import digest, load_policy
 from kit.objectives import Objective
 from kit.reference import Reference
-from kit.rollouts import Batch, group_metrics, rollout_columns, totals_of
+from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
 from kit.runlog import Clock, RunLog, describe
 from kit.samplers import SyncError, TransformersSampler
 from kit.sync import Drift, Never, Schedule, SyncState, WithSampler
-from kit.tasks.task import Task, prompts_at
+from kit.tasks.task import Portion, Task
+from kit.workload import described, workloads_of
 
 Record = dict[str, Any]
 EVALUATION = 1  # sets the randomness of evaluations apart from that of training, under one run seed
@@ -37,7 +37,8 @@ class Run:
 
     Args:
         config: sizes, optimizer, seed.
-        task: prompts and reward functions.
+        task: prompts and reward functions; or several tasks with the share of each. A run on several evaluates each of
+            them, and logs what belongs to one of them under `task/{name}/`.
         objective: `kit.objectives.DPO(...)`, `GRPO(...)`, or another.
         sync: when the policy's weights are copied into the sampler: `Never()` is offline, `Every(1)` online.
         ref_sync: the same for the reference, independent of `sync`; default never.
@@ -49,10 +50,9 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, *, task: Task, objective: Objective, sync: Schedule, ref_sync: Schedule | None = None,
-        ref_mixup_alpha: float = 1.0, out_dir: str | Path,
+        self, config: RunConfig, *, task: Task | Sequence[Portion], objective: Objective, sync: Schedule,
+        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, out_dir: str | Path,
     ) -> None:  # fmt: skip
-        objective.check(config.group_size)
         ref_sync = Never() if ref_sync is None else ref_sync
         _check_supported(config, objective, sync, ref_sync)
         torch.set_num_threads(config.num_threads)
@@ -60,17 +60,14 @@ class Run:
         self.policy, tokenizer = load_policy(config.model_name_or_path)
         self.sampler = TransformersSampler(self.policy, tokenizer)
         self.fresh_sampler = TransformersSampler(self.policy, tokenizer, share=True)
-        self.prompts, self.held_out = task.split("train"), task.split("validation")[: config.eval_prompts]
-        if len(self.held_out) < config.eval_prompts:
-            raise ValueError(
-                f"expected eval_prompts <= {len(self.held_out)}, the held-out prompts, came {config.eval_prompts}"
-            )
-        self.sampler.check_lengths([*self.prompts, *self.held_out], config.sampling)
-        prompts_at(self.prompts, 0, config.prompts_per_step, seed=config.seed)  # refuses a step larger than the split
-        self.functions, self.weights = task.rewards()
+        self.workloads = workloads_of(task, config)
+        for workload in self.workloads:
+            if workload.count:
+                objective.check(workload.group_size)
+            self.sampler.check_lengths([*workload.prompts, *workload.held_out], workload.sampling)
         self.reference = Reference(self.policy, ref_sync, ref_mixup_alpha) if objective.needs_reference else None
         self.learner = Learner(self.policy, objective, self.reference, config)
-        asked = {"task": describe(task), "objective": describe(objective), "sync": describe(sync)}
+        asked = {"task": described(task), "objective": describe(objective), "sync": describe(sync)}
         asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha}
         asked |= {"model_digest": digest(self.policy)}
         self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
@@ -104,6 +101,11 @@ class Run:
         for _ in self.steps(self.config.max_steps):
             pass
         return self.log.metrics()[-1]
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as it is now and its tokenizer, as a folder that transformers, and another run, can load."""
+        self.policy.save_pretrained(folder)
+        self.fresh_sampler.tokenizer.save_pretrained(folder)
 
     def _step(self) -> Record:
         """One optimizer step: the algorithm of the paper, in its order."""
@@ -148,10 +150,10 @@ class Run:
             self._sync()
         clock.lap("sync")
         number = step // config.reuse_epochs
-        prompts = prompts_at(self.prompts, number, config.prompts_per_step, seed=config.seed)
-        groups = self.sampler.generate(prompts, config.group_size, seed=(config.seed, step), sampling=config.sampling)
+        generated = [w.generate(self.sampler, number, seed=(config.seed, step)) for w in self.workloads]
         clock.lap("generate")
-        groups = score_groups(groups, self.functions, self.weights)
+        scored = [workload.score(groups) for workload, groups in zip(self.workloads, generated, strict=True)]
+        groups = [group for of_task in scored for group in of_task]
         clock.lap("reward")
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         selected = [self.objective.select(group, generator) for group in groups]
@@ -161,7 +163,9 @@ class Run:
         clock.lap("select")
         self.log.rollouts(step, rollout_columns(groups, selected))
         clock.lap("log")
-        metrics = group_metrics(groups, selected, self.functions)
+        metrics = group_metrics(groups, selected)
+        if len(self.workloads) > 1:
+            metrics |= task_metrics(groups, selected)
         return Batch(groups, examples, totals_of(groups, examples), metrics)
 
     def _sync(self) -> None:
@@ -173,11 +177,14 @@ class Run:
         self.log.receipt(dataclasses.asdict(receipt))
 
     def _evaluate(self) -> Record:
-        found = evaluate(
-            self.fresh_sampler, self.held_out, self.functions, self.weights, samples=self.config.eval_samples,
-            seed=(self.config.seed, self.step, EVALUATION), sampling=self.config.sampling,
-        )  # fmt: skip
-        return found.metrics()
+        """Every task's evaluation; its completions are kept, so that runs can be compared afterwards."""
+        record: Record = {}
+        for workload in self.workloads:
+            found = workload.evaluate(self.fresh_sampler, seed=(self.config.seed, self.step, EVALUATION))
+            prefix = f"task/{workload.name}/" if len(self.workloads) > 1 else ""
+            record |= {f"{prefix}{name}": value for name, value in found.metrics().items()}
+            self.log.completions(self.step, workload.name, completion_columns(found.groups))
+        return record
 
     def _save(self) -> None:
         ref_version = self.reference.version if self.reference else 0

@@ -4,6 +4,7 @@
     env.json        versions, device, revision    events.jsonl     what happened: start, resume, interrupt
     status.json     running, finished, ...        receipts.jsonl   one a sync
     rollouts/       step_NNNNNN.parquet           checkpoints/     see kit.checkpoint
+    evaluations/    TASK_step_NNNNNN.parquet
 
 Metrics carry TRL's names where the quantity is the same. `METRICS` defines each once; `*` stands for any text.
 """
@@ -66,6 +67,12 @@ METRICS = {
     "eval/pass_at_*": "chance that at least one of k samples is right; 95 % bootstrap interval over problems",
     "eval/entropy": "entropy on fresh samples of the trained policy, nats/token",
     "eval/mean_length": "tokens of those samples, end marker included",
+    "eval/reward": "mean total reward of those samples, where a task is judged rather than verified",
+    "eval/win_rate*": "how often they beat the baseline's completions; 95 % bootstrap interval over prompts",
+    "eval/length_controlled_win_rate": "the same, expected at the baseline's length",
+    "eval/unjudged": "fraction of comparisons that the judge could not decide",
+    "eval/rewards/*/mean": "mean of one reward or pointwise judging function over those samples",
+    "task/*": "the metric whose name follows the task's, over that task's completions alone; in runs of several tasks",
     "time/*": "seconds of wall-clock in this step",
 }
 
@@ -77,7 +84,9 @@ class RunDirectoryError(RuntimeError):
 
 
 def is_defined(metric: str) -> bool:
-    """Whether `METRICS` defines this name."""
+    """Whether `METRICS` defines this name, or that of a task's own metric without `task/{name}/`."""
+    if metric.startswith("task/") and metric.count("/") >= 2:
+        metric = metric.split("/", 2)[2]
     return any(fnmatch(metric, pattern) for pattern in METRICS)
 
 
@@ -121,7 +130,7 @@ class RunLog:
                     f"{self.path} is not empty and holds no run (no config.json): choose a new or empty out_dir"
                 )
             write_json(self.path / "config.json", asked)
-        for name in ("rollouts", "checkpoints"):
+        for name in ("rollouts", "checkpoints", "evaluations"):
             (self.path / name).mkdir(exist_ok=True)
         for path in self.path.glob("*.jsonl"):
             _drop_torn_line(path)
@@ -146,10 +155,16 @@ class RunLog:
 
     def rollouts(self, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """One parquet file a step."""
+        self._table(self.path / "rollouts" / f"step_{step:06d}.parquet", columns)
+
+    def completions(self, step: int, task: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """One parquet file an evaluation."""
+        self._table(self.path / "evaluations" / f"{task}_step_{step:06d}.parquet", columns)
+
+    def _table(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
         import pyarrow as pa  # 0.2 s to import
         import pyarrow.parquet as pq
 
-        path = self.path / "rollouts" / f"step_{step:06d}.parquet"
         temporary = path.with_suffix(".partial")
         pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
         os.replace(temporary, path)
@@ -177,15 +192,19 @@ class RunLog:
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """A frozen dataclass as JSON: its type and fields, a function by its name."""
+    """A frozen dataclass as JSON: its type and fields, a function by its name; or what it says of itself."""
+    if hasattr(value, "describe"):
+        return {"type": type(value).__name__} | value.describe()
     plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return {"type": type(value).__name__} | {name: _described(field) for name, field in plain.items()}
 
 
 def _described(value: Any) -> Any:
     """A value within another as JSON, a function by its name; of a partial, the constants too."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) or hasattr(value, "describe"):
         return describe(value)
+    if isinstance(value, tuple):
+        return [_described(item) for item in value]
     return _function(value) if callable(value) else value
 
 

@@ -6,11 +6,12 @@ seeds. Its run directories and executed notebooks go to `runs/`, its numbers to 
 
 import ast
 import csv
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
 }
 
+EVALUATED = re.compile(r"(task/[^/]+/)?eval/")
 AVERAGED = ("offpolicy/", "clip_ratio/", "pairs/weight", "sync/staleness")  # metrics that start like these
 
 
@@ -94,23 +96,27 @@ def execute_notebook(notebook: str | Path, output: str | Path, parameters: Mappi
 def study_runs(folder: Path) -> dict[str, dict[str, Any]]:
     """Every run of a study, name -> parameters, checked before any starts.
 
+    `after: ARM` in an arm starts it from the policy that the arm of that name, earlier in the file, saved with the
+    same seed.
+
     Raises:
-        ParameterError: if the notebook does not take an arm's parameters.
+        ParameterError: if the notebook does not take an arm's parameters, or `after` names no earlier arm that saves.
     """
     study = yaml.safe_load((folder / "study.yaml").read_text())
-    runs = {
-        f"{arm}_seed{seed}": {
-            **study["shared"],
-            **own,
-            "seed": seed,
-            "out_dir": str(folder / "runs" / f"{arm}_seed{seed}"),
-        }
-        for seed in study["seeds"]  # the outer loop: an interrupted study has all arms at equal numbers of seeds
-        for arm, own in study["arms"].items()
-    }
-    for parameters in runs.values():
-        checked_parameters(study["notebook"], parameters)
+    runs: dict[str, dict[str, Any]] = {}
+    for seed in study["seeds"]:  # the outer loop: an interrupted study has all arms at equal numbers of seeds
+        for arm, own in study["arms"].items():
+            parameters = {**study["shared"], **own, "seed": seed, "out_dir": str(_out_dir(folder, arm, seed))}
+            if (before := parameters.pop("after", None)) is not None:
+                if not runs.get(f"{before}_seed{seed}", {}).get("save_policy"):
+                    raise ParameterError(f"{arm}: `after` must name an arm above it with save_policy, got {before!r}")
+                parameters["model_name_or_path"] = str(_out_dir(folder, before, seed) / "policy")
+            runs[f"{arm}_seed{seed}"] = checked_parameters(study["notebook"], parameters)
     return runs
+
+
+def _out_dir(folder: Path, arm: str, seed: int) -> Path:
+    return folder / "runs" / f"{arm}_seed{seed}"
 
 
 def run_study(folder: Path, *, jobs: int = 1) -> Path:
@@ -123,7 +129,12 @@ def run_study(folder: Path, *, jobs: int = 1) -> Path:
     """
     study, runs = yaml.safe_load((folder / "study.yaml").read_text()), study_runs(folder)
 
+    started: dict[str, Future[bool]] = {}
+
     def execute(name: str) -> bool:
+        before = study["arms"][name.rpartition("_seed")[0]].get("after")
+        if before is not None and not started[f"{before}_seed{runs[name]['seed']}"].result():
+            return False  # an earlier arm is handed out first, so waiting for it cannot block
         output = folder / "runs" / f"{name}.ipynb"
         flags = [word for key, value in runs[name].items() for word in ("-p", key, str(value))]
         command = [sys.executable, "-m", "kit.cli", "execute", study["notebook"], str(output), *flags]
@@ -132,7 +143,9 @@ def run_study(folder: Path, *, jobs: int = 1) -> Path:
         return is_done
 
     with ThreadPoolExecutor(jobs) as pool:
-        failed = [name for name, is_done in zip(runs, pool.map(execute, runs), strict=True) if not is_done]
+        for name in runs:
+            started[name] = pool.submit(execute, name)
+        failed = [name for name, future in started.items() if not future.result()]
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {len(runs)} runs failed; see the last cells of {folder / 'runs'}/NAME.ipynb: {failed}"
@@ -153,7 +166,7 @@ def collect(folder: Path) -> Path:
         synced_at = [receipt["step"] for receipt in read_jsonl(out_dir / "receipts.jsonl")]
         since: list[Mapping[str, Any]] = []
         for record in read_jsonl(out_dir / "metrics.jsonl"):
-            found = {key: round(value, 5) for key, value in record.items() if key.startswith("eval/")}
+            found = {key: round(value, 5) for key, value in record.items() if EVALUATED.match(key)}
             if found:
                 syncs = sum(step <= record["step"] for step in synced_at)
                 row = {"arm": arm, "seed": parameters["seed"], "step": record["step"], "syncs": syncs}

@@ -96,6 +96,10 @@ class TinyTask:
     def rewards(self) -> tuple[list[Callable[..., list[float | None]] | Callable[..., list[float]]], list[float]]:
         return [self.reward], [1.0]
 
+    @property
+    def judging(self) -> None:
+        return None
+
 
 def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
     """Twelve steps of online DPO in about a second; `changes` are arguments of Run or fields of its configuration."""

@@ -6,9 +6,9 @@
 import argparse
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -17,11 +17,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from kit.masking import right_pad
 from kit.models.tokenizer import END, END_ID, PAD_ID, build_tokenizer
+from kit.tasks import chat_demonstrations, demonstrations
 from kit.tasks.arithmetic import Arithmetic, split_of
+from kit.tasks.chat import chat_words, requests
+from kit.tasks.chat_demonstrations import ChatDemonstrator
 from kit.tasks.demonstrations import Demonstrator
+from kit.tasks.knowledge import load_knowledge
 
-WORDS = (r"\boxed{",)
-FAULTLESS = Demonstrator(0.0, 0.0, 0.0, 0.0)
 IGNORED = -100  # cross-entropy's own mark for a position without a target
 
 
@@ -35,7 +37,8 @@ class SeedRecipe:
     num_attention_heads: int = 3
     max_position_embeddings: int = 512  # tokens; the context that prompts are checked against
     steps: int = 4000
-    batch_size: int = 64  # demonstrations a step
+    batch_size: int = 64  # arithmetic demonstrations a step
+    chat_batch_size: int = 32  # chat demonstrations a step
     learning_rate: float = 2e-3  # peak, after a linear warm-up, then a cosine to zero
     warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -46,6 +49,15 @@ class SeedRecipe:
         2400  # the first ones imitate a demonstrator without faults: first the skill, then the bad habits
     )
     demonstrator: Demonstrator = field(default_factory=Demonstrator)
+    chat_demonstrator: ChatDemonstrator = field(default_factory=ChatDemonstrator)
+
+
+def words() -> tuple[str, ...]:
+    """What the embedded tokenizer knows as one token each, besides bytes: the opening of a box, and the chat's words.
+
+    A word of the chat is followed by a space wherever it stands, so that space belongs to its token.
+    """
+    return (r"\boxed{", *(f"{word} " for word in chat_words(load_knowledge())))
 
 
 def build_model(recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -72,29 +84,58 @@ def build_model(recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast) -> Llama
 
 def demonstration_batches(
     recipe: SeedRecipe, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(input ids, targets) a step; the loss counts the completion only, the end marker included."""
+) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """(input ids, targets) of each task a step; the loss counts the completions only, their end markers included."""
+    arithmetic, chat = arithmetic_demonstrations(recipe), chat_demonstrations_of(recipe)
+    for _ in range(recipe.steps):
+        yield [
+            encoded(list(islice(arithmetic, recipe.batch_size)), tokenizer),
+            encoded(list(islice(chat, recipe.chat_batch_size)), tokenizer),
+        ]
+
+
+def arithmetic_demonstrations(recipe: SeedRecipe) -> Iterator[tuple[str, str]]:
+    """(request, completion) on problems of the training split, without end."""
     rng = random.Random(recipe.seed)
     problems = Arithmetic(seed=10_000_000 + recipe.seed).problems()
     training = (expression for expression, _ in problems if split_of(expression) == "train")
-    for step in range(recipe.steps):
-        demonstrator = FAULTLESS if step < recipe.clean_steps else recipe.demonstrator
-        rows = []
-        for expression in islice(training, recipe.batch_size):
-            messages = [{"role": "user", "content": f"{expression}="}]
-            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            rows.append((str(prompt), demonstrator(expression, rng) + END))
-        prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
-        completions = tokenizer([completion for _, completion in rows])["input_ids"]
-        tokens, _ = right_pad([p + c for p, c in zip(prompts, completions, strict=True)], PAD_ID)
-        targets = [[IGNORED] * len(p) + c for p, c in zip(prompts, completions, strict=True)]
-        yield tokens[:, :-1], right_pad(targets, IGNORED)[0][:, 1:]
+    for number, expression in enumerate(training):
+        is_clean = number < recipe.clean_steps * recipe.batch_size
+        yield f"{expression}=", (demonstrations.FAULTLESS if is_clean else recipe.demonstrator)(expression, rng)
+
+
+def chat_demonstrations_of(recipe: SeedRecipe) -> Iterator[tuple[str, str]]:
+    """(request, completion) on requests of the training split, without end."""
+    rng, knowledge = random.Random(recipe.seed + 1), load_knowledge()
+    training = [pair for pair in requests(knowledge.topics) if split_of(pair[1]) == "train"]
+    for number in count():
+        topic, request = rng.choice(training)
+        is_clean = number < recipe.clean_steps * recipe.chat_batch_size
+        demonstrator = chat_demonstrations.FAULTLESS if is_clean else recipe.chat_demonstrator
+        yield request, demonstrator(topic, knowledge, rng).text
+
+
+def encoded(pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and targets (row, tok) of requests and their completions, shifted by one and padded."""
+    asked = [
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
+            )
+        )
+        for request, _ in pairs
+    ]
+    prompts = tokenizer(asked)["input_ids"]
+    completions = tokenizer([completion + END for _, completion in pairs])["input_ids"]
+    tokens, _ = right_pad([p + c for p, c in zip(prompts, completions, strict=True)], PAD_ID)
+    targets = [[IGNORED] * len(p) + c for p, c in zip(prompts, completions, strict=True)]
+    return tokens[:, :-1], right_pad(targets, IGNORED)[0][:, 1:]
 
 
 def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Run the recipe from nothing; prints the loss every 200 steps."""
     torch.set_num_threads(recipe.num_threads)
-    tokenizer = build_tokenizer(WORDS)
+    tokenizer = build_tokenizer(words())
     model = build_model(recipe, tokenizer).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
@@ -103,10 +144,9 @@ def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
     started = time.perf_counter()
-    for step, (tokens, targets) in enumerate(demonstration_batches(recipe, tokenizer), start=1):
-        hidden = model.model(input_ids=tokens).last_hidden_state
-        counted = targets != IGNORED
-        loss = F.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
+    for step, batches in enumerate(demonstration_batches(recipe, tokenizer), start=1):
+        hidden = torch.cat([model.model(input_ids=ids).last_hidden_state[goals != IGNORED] for ids, goals in batches])
+        loss = F.cross_entropy(model.lm_head(hidden), torch.cat([goals[goals != IGNORED] for _, goals in batches]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)

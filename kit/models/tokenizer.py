@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
+from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
@@ -26,7 +26,8 @@ def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that also knows `words`, each as a single token.
 
     Args:
-        words: ASCII strings that become one token each. A digit inside a word is an error, because digits stay apart.
+        words: ASCII strings that become one token each; they may hold spaces and overlap. A digit inside a word is an
+            error, because digits stay apart.
 
     Raises:
         ValueError: if a word contains a digit or a character outside printable ASCII.
@@ -35,19 +36,16 @@ def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     >>> tokenizer.tokenize("boxed 42")
     ['boxed', 'Ġ', '4', '2']
     """
-    markers = [PAD, END, *ROLES]
-    vocabulary = {token: index for index, token in enumerate([*markers, *sorted(ByteLevel.alphabet())])}
-    merges: list[tuple[str, str]] = []
+    pieces = [PAD, END, *ROLES, *sorted(ByteLevel.alphabet())]
     for word in words:
         if not word.isprintable() or not word.isascii() or any(c.isdigit() for c in word):
             raise ValueError(f"a vocabulary word must be printable ASCII without digits, got {word!r}")
         spelled = word.replace(" ", "Ġ")  # the byte-level alphabet writes a space so
-        for end in range(2, len(spelled) + 1):
-            if spelled[:end] not in vocabulary:
-                merges.append((spelled[: end - 1], spelled[end - 1]))
-                vocabulary[spelled[:end]] = len(vocabulary)
-    # No regular-expression split before the merges: a word may then hold punctuation, such as the opening of a box.
-    backend = Tokenizer(BPE(vocab=vocabulary, merges=merges))
+        if spelled not in pieces:  # a word of one letter is there already
+            pieces.append(spelled)
+    # The segmentation with the highest sum of scores: with equal scores, the one with the fewest tokens.
+    # No regular-expression split before it: a word may then hold punctuation, such as the opening of a box.
+    backend = Tokenizer(Unigram([(piece, -1.0) for piece in pieces]))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
     backend.decoder = ByteLevelDecoder()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
@@ -59,9 +57,4 @@ def build_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    for word in words:
-        if len(tokenizer.tokenize(word)) != 1:  # an earlier word's merges took it apart
-            raise ValueError(
-                f"expected words that can each be one token, came {word!r} after one inside it: reorder them"
-            )
     return tokenizer

@@ -45,6 +45,10 @@ class Arithmetic:
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         return [MathReward()], [1.0]
 
+    @property
+    def judging(self) -> None:
+        return None
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Pairs (expression without spaces, answer) without end, in reasoning-gym's order; repeats are possible.
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 from kit.rewards.combine import RewardFunction
 from kit.tasks.arithmetic import split_of
 from kit.tasks.knowledge import Knowledge, load_knowledge
-from kit.tasks.task import Split
+from kit.tasks.task import Judging, Split
 from kit.types import Prompt
 
 TEMPLATES = (
@@ -46,10 +46,12 @@ class Chat:
         reward_functions: on TRL's contract; they receive the columns `topic` and `task`. Nothing stands in for a reward
             model that is missing.
         weights: one a function.
+        judging: how held-out completions are judged; without it there is nothing to evaluate by.
     """
 
     reward_functions: tuple[RewardFunction, ...]
     weights: tuple[float, ...]
+    judging: Judging | None = None
 
     def __post_init__(self) -> None:
         if not self.reward_functions or len(self.reward_functions) != len(self.weights):
@@ -64,7 +66,7 @@ class Chat:
 
     def split(self, name: Split) -> tuple[Prompt, ...]:
         """The requests of a split, in the order of their hashes: any slice is a fair sample of topics and wordings."""
-        return _splits()[name]
+        return chat_prompts()[name]
 
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         return list(self.reward_functions), list(self.weights)
@@ -89,7 +91,8 @@ def chat_words(knowledge: Knowledge) -> tuple[str, ...]:
 
 
 @cache
-def _splits() -> dict[Split, tuple[Prompt, ...]]:
+def chat_prompts() -> dict[Split, tuple[Prompt, ...]]:
+    """The requests of every split."""
     found: dict[Split, list[Prompt]] = {"train": [], "validation": [], "test": []}
     in_order = sorted(requests(load_knowledge().topics), key=lambda pair: sha256(pair[1].encode()).digest())
     for topic, request in in_order:

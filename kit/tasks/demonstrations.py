@@ -42,6 +42,9 @@ class Demonstrator:
         return "".join(working) + answer
 
 
+FAULTLESS = Demonstrator(0.0, 0.0, 0.0, 0.0)
+
+
 def add_without_carry(a: int, b: int) -> int:
     """`a + b` by someone who forgets what the units digits carry to, or borrow from, the tens.
 

@@ -6,9 +6,13 @@ Higher is better: facts about the topic that was asked, each once, a courtesy, a
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from kit.tasks.knowledge import Knowledge
+from kit.rewards.completion import Completion, completion_text
+from kit.tasks.knowledge import Knowledge, load_knowledge
+from kit.winrate import outcome
 
 SENTENCE = re.compile(r"[^.!?]*[.!?]|[^.!?]+$")  # up to a mark, or an unfinished rest
 
@@ -100,3 +104,17 @@ def contents(topic: str, text: str, knowledge: Knowledge) -> Contents:
             garbled += 1
     fact_words = sum(len(fact.split()) for fact in told)
     return Contents(len(told), repeats, off_topic, courteous, fillers, garbled, words, fact_words)
+
+
+def gold_utility(completions: Sequence[Completion], topic: Sequence[str], **columns: Any) -> list[float]:
+    """The utility of every completion under the default weights, on TRL's contract; for evaluation only."""
+    gold, knowledge = Gold(), load_knowledge()
+    return [gold(asked, completion_text(text), knowledge) for text, asked in zip(completions, topic, strict=True)]
+
+
+def gold_judge(
+    completions: Sequence[Completion], topic: Sequence[str], baseline: Sequence[str], **columns: Any
+) -> list[float]:
+    """Whether each completion beats the baseline's by utility: 1, 0, or 0.5 for a tie, on TRL's contract."""
+    own, other = gold_utility(completions, topic), gold_utility(baseline, topic)
+    return [outcome(*pair) for pair in zip(own, other, strict=True)]

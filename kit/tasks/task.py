@@ -1,14 +1,38 @@
 """What a task is, for the run loop: prompts in three disjoint splits, and reward functions with their weights."""
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
-from kit.rewards.combine import RewardFunction
+from kit.rewards.combine import RewardFunction, function_name
 from kit.types import Prompt
 
 Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How completions are judged where no answer is right or wrong. Nothing here is seen by what trains.
+
+    Attributes:
+        pairwise: on TRL's contract, with a column `baseline`: 1 if the completion wins, 0 if it loses, 0.5 for a tie,
+            None where it cannot say.
+        baseline: prompt id -> the completions to win against, in the order of the samples.
+        pointwise: on TRL's contract; means are logged beside the win rate.
+    """
+
+    pairwise: RewardFunction
+    baseline: Mapping[str, Sequence[str]]
+    pointwise: tuple[RewardFunction, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """For the configuration of a run: a digest stands for the baseline."""
+        digest = sha256(repr(sorted((key, list(texts)) for key, texts in self.baseline.items())).encode()).hexdigest()
+        names = [function_name(function) for function in self.pointwise]
+        return {"pairwise": function_name(self.pairwise), "pointwise": names, "baseline_digest": digest[:16]}
 
 
 @runtime_checkable
@@ -23,6 +47,35 @@ class Task(Protocol):
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         """Reward functions on TRL's contract, and the weight of each in the total."""
         ...
+
+    @property
+    def judging(self) -> Judging | None:
+        """How held-out completions are judged; None where a total reward of 1 means that the answer is right."""
+        ...
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One of several tasks of a run, and its share of every optimizer step.
+
+    Attributes:
+        task: its prompts carry its name in the column `task`.
+        prompts_per_step: 0 = the task is evaluated and not trained on.
+        group_size, max_completion_length: None = the run's own.
+    """
+
+    task: Task
+    prompts_per_step: int
+    group_size: int | None = None
+    max_completion_length: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.group_size, self.max_completion_length)
+        if self.prompts_per_step < 0 or any(size is not None and size < 1 for size in sizes):
+            raise ValueError(
+                f"expected prompts_per_step >= 0, group_size and max_completion_length >= 1 or None, came "
+                f"{self.prompts_per_step}, {self.group_size} and {self.max_completion_length} for {self.task.name}"
+            )
 
 
 def prompts_at(prompts: Sequence[Prompt], step: int, count: int, *, seed: int) -> list[Prompt]:

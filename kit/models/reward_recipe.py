@@ -1,0 +1,195 @@
+"""The embedded reward models' recipe: Bradley-Terry on noisy preferences between the seed model's own completions.
+
+`python -m kit.models.reward_recipe` rebuilds `data/reward_model`, whose annotator has no bias, then
+`data/reward_model_biased`, whose annotator likes length, and the seed model's completions that policies are compared
+with. It asks the gold utility for preferences, as one would ask people; no policy that trains on the reward models sees
+that utility.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerBase
+
+from kit.config import Sampling
+from kit.losses import bradley_terry_loss
+from kit.masking import right_pad
+from kit.models.policy import load_policy
+from kit.models.tokenizer import PAD_ID
+from kit.preferences import BradleyTerry, expected_accuracy
+from kit.samplers import TransformersSampler
+from kit.tasks.chat import chat_prompts
+from kit.tasks.gold import gold_utility
+from kit.types import Group, Prompt
+
+ANNOTATORS = {  # folder -> who annotates its preferences
+    "reward_model": BradleyTerry(temperature=0.5),
+    "reward_model_biased": BradleyTerry(temperature=0.5, length_bonus=0.25),
+}
+SAMPLING = Sampling(max_completion_length=80)
+HELD_OUT_PAIRS = 4096
+BASELINE_SAMPLES = 4  # of the seed model for every held-out request
+
+
+@dataclass(frozen=True)
+class RewardRecipe:
+    """Every number of the recipe but the annotator's. Same recipe, same machine, one thread: same weights."""
+
+    annotator: BradleyTerry
+    steps: int = 800
+    batch_size: int = 64  # pairs a step, each seen once
+    learning_rate: float = 1e-3  # peak, after a linear warm-up, then a cosine to zero
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions for one request, and what is known of them."""
+
+    tokens: tuple[tuple[int, ...], tuple[int, ...]]  # of each whole conversation, as a reward model reads it
+    gap: float  # gold utility of the first minus that of the second
+    length_gap: float  # words likewise
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a reward model is worth on pairs that it did not see. Rates are exact expectations over preferences."""
+
+    accuracy: float  # agreement with the annotator
+    noise_ceiling: float  # of one who goes by the annotator's own utilities, its bias included
+    length_bias: float  # utility units a word: what the score gives for length, relative to what it gives for utility
+    pairs: int
+
+
+def sampled_pairs(
+    sampler: TransformersSampler, prompts: Sequence[Prompt], *, count: int, seed: int, chunk: int = 512
+) -> Iterator[Pair]:
+    """`count` pairs of the sampler's completions: four completions and so two pairs a request."""
+    rng = random.Random(seed)
+    for start in range(0, count, 2 * chunk):
+        chosen = rng.sample(prompts, min(chunk, len(prompts), (count - start + 1) // 2))
+        groups = sampler.generate(chosen, 4, seed=(seed, start), sampling=SAMPLING)
+        for group in groups:
+            yield from _pairs_of(group, sampler.tokenizer)
+
+
+def _pairs_of(group: Group, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    texts = [rollout.text for rollout in group.rollouts]
+    utilities = gold_utility(texts, [group.prompt.columns["topic"]] * len(texts))
+    lengths = [len(text.split()) for text in texts]
+    conversations = [[*group.prompt.content, {"role": "assistant", "content": text}] for text in texts]
+    rendered = [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in conversations]
+    tokens = [tuple(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+    return [
+        Pair((tokens[a], tokens[b]), utilities[a] - utilities[b], lengths[a] - lengths[b])
+        for a, b in ((i, i + 1) for i in range(0, len(texts), 2))
+    ]
+
+
+def build_classifier(seed_model: str) -> LlamaForSequenceClassification:
+    """A classifier with one output on the seed model's body; before training every score is 0."""
+    policy, _ = load_policy(seed_model)
+    config = LlamaConfig(**(policy.config.to_dict() | {"id2label": {0: "score"}, "label2id": {"score": 0}}))
+    model = LlamaForSequenceClassification(config)
+    model.model.load_state_dict(policy.get_decoder().state_dict())
+    torch.nn.init.zeros_(model.score.weight)
+    return model
+
+
+def train(recipe: RewardRecipe, pairs: Sequence[Pair], model: LlamaForSequenceClassification) -> None:
+    """Fit the model to preferences drawn by the recipe's annotator; prints the loss every 100 steps."""
+    rng = random.Random(recipe.seed)
+    preferred = recipe.annotator.draw([p.gap for p in pairs], [p.length_gap for p in pairs], rng)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, recipe.warmup_steps)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
+    started = time.perf_counter()
+    for step in range(recipe.steps):
+        batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+        rows = [
+            pair.tokens if is_first else pair.tokens[::-1]
+            for pair, is_first in zip(pairs[batch], preferred[batch], strict=True)
+        ]
+        tokens, mask = right_pad([ids for side in (0, 1) for ids in (row[side] for row in rows)], PAD_ID)
+        scores = model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0]
+        loss, metrics = bradley_terry_loss(scores[: len(rows)], scores[len(rows) :])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            seconds = time.perf_counter() - started
+            print(f"step {step + 1:4d}  loss {loss.item():.4f}  accuracy {metrics['accuracy']:.2f}  {seconds:.0f} s")
+
+
+@torch.no_grad()
+def quality(model: LlamaForSequenceClassification, pairs: Sequence[Pair], annotator: BradleyTerry) -> Quality:
+    """How well the model predicts an annotator on pairs, and what it pays for length.
+
+    The length bias is the ratio of the two slopes of a least-squares fit of score differences on differences in utility
+    and in words; an annotator's own is its `length_bonus`.
+    """
+    scores = [score for side in (0, 1) for score in _scores(model, [pair.tokens[side] for pair in pairs])]
+    gaps, length_gaps = [pair.gap for pair in pairs], [pair.length_gap for pair in pairs]
+    score_gaps = [a - b for a, b in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
+    probabilities = annotator.probabilities(gaps, length_gaps)
+    inputs = torch.tensor([gaps, length_gaps], dtype=torch.float64).T
+    slopes = torch.linalg.lstsq(inputs, torch.tensor(score_gaps, dtype=torch.float64)[:, None]).solution[:, 0]
+    return Quality(
+        accuracy=expected_accuracy(score_gaps, probabilities),
+        noise_ceiling=expected_accuracy([p - 0.5 for p in probabilities], probabilities),
+        length_bias=(slopes[1] / slopes[0]).item(),
+        pairs=len(pairs),
+    )
+
+
+def _scores(model: LlamaForSequenceClassification, rows: Sequence[tuple[int, ...]]) -> list[float]:
+    found: list[float] = []
+    for start in range(0, len(rows), 512):
+        tokens, mask = right_pad(rows[start : start + 512], PAD_ID)
+        found += model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0].tolist()
+    return found
+
+
+def write_baseline(sampler: TransformersSampler, path: Path) -> None:
+    """The seed model's completions of every held-out request, as JSON lines: what a policy has to beat."""
+    prompts = chat_prompts()["validation"]
+    groups = sampler.generate(prompts, BASELINE_SAMPLES, seed=(0,), sampling=SAMPLING)
+    rows = [{"id": group.prompt.id, "completions": [rollout.text for rollout in group.rollouts]} for group in groups]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed-model", default="data/seed", help="folder of the model to start from")
+    parser.add_argument("--out", type=Path, default=Path("data"), help="folder to write to")
+    parser.add_argument("--steps", type=int, default=RewardRecipe.steps, help="training steps")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    policy, tokenizer = load_policy(arguments.seed_model)
+    sampler, prompts = TransformersSampler(policy, tokenizer), chat_prompts()
+    write_baseline(sampler, arguments.out / "chat" / "baseline.jsonl")
+    count = arguments.steps * RewardRecipe.batch_size
+    pairs = list(sampled_pairs(sampler, prompts["train"], count=count, seed=1))
+    held_out = list(sampled_pairs(sampler, prompts["validation"], count=HELD_OUT_PAIRS, seed=2))
+    for name, annotator in ANNOTATORS.items():
+        model = build_classifier(arguments.seed_model)
+        train(RewardRecipe(annotator, steps=arguments.steps), pairs, model.train())
+        print(name, quality(model.eval(), held_out, annotator))
+        model.save_pretrained(arguments.out / name)
+        tokenizer.save_pretrained(arguments.out / name)
+
+
+if __name__ == "__main__":
+    main()

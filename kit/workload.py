@@ -1,0 +1,89 @@
+"""A task as one run uses it: the prompts of a step, and how completions are sampled, scored and evaluated."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kit.config import RunConfig
+from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_judging, score_groups
+from kit.runlog import describe
+from kit.samplers import Sampler
+from kit.tasks.task import Portion, Task, prompts_at
+from kit.types import Group
+
+
+class Workload:
+    """One task of a run.
+
+    Args:
+        portion: the task and its share of a step.
+        config: supplies what the portion leaves open.
+
+    Raises:
+        ValueError: if the task has fewer held-out prompts than an evaluation takes, or fewer prompts than a step.
+    """
+
+    def __init__(self, portion: Portion, config: RunConfig) -> None:
+        task = portion.task
+        self.name, self.judging, self.config = task.name, task.judging, config
+        self.count = portion.prompts_per_step
+        self.group_size = config.group_size if portion.group_size is None else portion.group_size
+        limit = portion.max_completion_length
+        self.sampling = config.sampling if limit is None else replace(config.sampling, max_completion_length=limit)
+        self.prompts, self.held_out = task.split("train"), task.split("validation")[: config.eval_prompts]
+        if len(self.held_out) < config.eval_prompts:
+            raise ValueError(
+                f"expected eval_prompts <= {len(self.held_out)}, the held-out prompts of {self.name}, came "
+                f"{config.eval_prompts}"
+            )
+        self.functions, self.weights = task.rewards()
+        if self.count:
+            self.prompts_of(0)  # refuses a step larger than the split
+
+    def prompts_of(self, number: int) -> list[Any]:
+        """Those of the run's batch with this number."""
+        return prompts_at(self.prompts, number, self.count, seed=self.config.seed)
+
+    def generate(self, sampler: Sampler, number: int, *, seed: tuple[int, ...]) -> list[Group]:
+        """A group for each of the batch's prompts, not yet scored; none if the task is only evaluated."""
+        if not self.count:
+            return []
+        return sampler.generate(self.prompts_of(number), self.group_size, seed=seed, sampling=self.sampling)
+
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the rewards of this task's functions."""
+        return score_groups(groups, self.functions, self.weights) if groups else []
+
+    def evaluate(self, sampler: Sampler, *, seed: tuple[int, ...]) -> Evaluation | JudgedEvaluation:
+        """On the held-out prompts: by the reward where it says what is right, else by the task's judges."""
+        if self.judging is None:
+            return evaluate(
+                sampler, self.held_out, self.functions, self.weights, samples=self.config.eval_samples, seed=seed,
+                sampling=self.sampling,
+            )  # fmt: skip
+        return evaluate_by_judging(
+            sampler, self.held_out, self.functions, self.weights, self.judging, samples=self.config.eval_samples,
+            seed=seed, sampling=self.sampling,
+        )  # fmt: skip
+
+
+def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Workload]:
+    """The workloads of a run on one task or on several.
+
+    Raises:
+        ValueError: if several tasks share a name, their shares do not add up to `prompts_per_step`, or as `Workload`.
+    """
+    if isinstance(task, Task):
+        return [Workload(Portion(task, config.prompts_per_step), config)]
+    names, total = [portion.task.name for portion in task], sum(portion.prompts_per_step for portion in task)
+    if len(set(names)) < len(names) or total != config.prompts_per_step:
+        raise ValueError(
+            f"expected tasks of different names whose prompts_per_step add up to the run's {config.prompts_per_step}, "
+            f"came {names} with {[portion.prompts_per_step for portion in task]}"
+        )
+    return [Workload(portion, config) for portion in task]
+
+
+def described(task: Task | Sequence[Portion]) -> Any:
+    """The task or tasks of a run, for its configuration."""
+    return describe(task) if isinstance(task, Task) else [describe(portion) for portion in task]
