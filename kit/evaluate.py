@@ -138,12 +138,7 @@ def evaluate_by_judging(
     Raises:
         ValueError: if a prompt has no baseline, or not one comparison could be decided.
     """
-    missing = [prompt.id for prompt in prompts if not judging.baseline.get(prompt.id)]
-    if missing:
-        raise ValueError(
-            f"expected completions to win against for every held-out prompt, came none for {len(missing)} of "
-            f"{len(prompts)}, such as {missing[0]!r}: add them to the baseline, or evaluate on fewer prompts"
-        )
+    require_baseline(judging, prompts)
     groups = score_groups(sampler.generate(prompts, samples, seed=seed, sampling=sampling), functions, weights)
     baseline = [
         judging.baseline[group.prompt.id][index % len(judging.baseline[group.prompt.id])]
@@ -152,6 +147,16 @@ def evaluate_by_judging(
     ]
     outcomes, pointwise = _judged(groups, judging, baseline)
     return _evaluation_of(groups, outcomes, baseline, _means([*groups, *pointwise]))
+
+
+def require_baseline(judging: Judging, prompts: Sequence[Prompt]) -> None:
+    """Raises ValueError if a prompt has no completion to win against."""
+    missing = [prompt.id for prompt in prompts if not judging.baseline.get(prompt.id)]
+    if missing:
+        raise ValueError(
+            f"expected completions to win against for every held-out prompt, came none for {len(missing)} of "
+            f"{len(prompts)}, such as {missing[0]!r}: add them to the baseline, or evaluate on fewer prompts"
+        )
 
 
 def _judged(

@@ -72,7 +72,7 @@ METRICS = {
     "eval/length_controlled_win_rate": "the same, expected at the baseline's length",
     "eval/unjudged": "fraction of comparisons that the judge could not decide",
     "eval/rewards/*/mean": "mean of one reward or pointwise judging function over those samples",
-    "task/*": "the metric whose name follows the task's, over that task's completions alone; in runs of several tasks",
+    "task/*/*": "in runs of several tasks: the metric named after the task, over its completions alone",
     "time/*": "seconds of wall-clock in this step",
 }
 

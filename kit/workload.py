@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from kit.config import RunConfig
-from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_judging, score_groups
+from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_judging, require_baseline, score_groups
 from kit.runlog import describe
 from kit.samplers import Sampler
 from kit.tasks.task import Portion, Task, prompts_at
@@ -20,7 +20,8 @@ class Workload:
         config: supplies what the portion leaves open.
 
     Raises:
-        ValueError: if the task has fewer held-out prompts than an evaluation takes, or fewer prompts than a step.
+        ValueError: if the task has fewer held-out prompts than an evaluation takes, or fewer prompts than a step, or
+            held-out prompts without a baseline.
     """
 
     def __init__(self, portion: Portion, config: RunConfig) -> None:
@@ -36,6 +37,8 @@ class Workload:
                 f"expected eval_prompts <= {len(self.held_out)}, the held-out prompts of {self.name}, came "
                 f"{config.eval_prompts}"
             )
+        if self.judging:
+            require_baseline(self.judging, self.held_out)
         self.functions, self.weights = task.rewards()
         if self.count:
             self.prompts_of(0)  # refuses a step larger than the split

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a test that needs the kit imports it later than this, under
     from transformers import PreTrainedModel
 
     from kit.run import Run
+    from kit.tasks.task import Judging
     from kit.types import Prompt
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
@@ -78,10 +79,8 @@ class TinyTask:
     size: int = 24  # training prompts
     terms: int = 1
     reward: Callable[..., list[float | None]] | Callable[..., list[float]] = first_token_is_even
-
-    @property
-    def name(self) -> str:
-        return "tiny"
+    name: str = "tiny"
+    judging: "Judging | None" = None
 
     def split(self, name: str) -> "tuple[Prompt, ...]":
         from kit.types import Prompt
@@ -89,16 +88,14 @@ class TinyTask:
         first, size = {"train": (0, self.size), "validation": (1000, 6), "test": (2000, 6)}[name]
         texts = ["+".join([str(3**number % 99991)] * self.terms) for number in range(first, first + size)]
         return tuple(
-            Prompt(f"tiny/{name}/{i}", [{"role": "user", "content": text}], {"solution": text, "task": "tiny"})
+            Prompt(
+                f"{self.name}/{name}/{i}", [{"role": "user", "content": text}], {"solution": text, "task": self.name}
+            )
             for i, text in enumerate(texts)
         )
 
     def rewards(self) -> tuple[list[Callable[..., list[float | None]] | Callable[..., list[float]]], list[float]]:
         return [self.reward], [1.0]
-
-    @property
-    def judging(self) -> None:
-        return None
 
 
 def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
