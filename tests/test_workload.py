@@ -83,7 +83,7 @@ def test_each_task_is_evaluated_in_its_own_way(finished: Path) -> None:
     assert {"task/even/eval/accuracy", "task/long/eval/win_rate", "task/long/eval/rewards/length/mean"} <= last.keys()
     assert not any(name.startswith("eval/") for name in last)
     rows = pq.read_table(finished / "evaluations" / "long_step_000004.parquet").to_pylist()
-    # Of each prompt's two samples the first meets the empty baseline and wins, the second ties; an empty one is no text.
+    # Of each prompt's two samples the first meets the empty baseline and wins, the second ties, if they say anything.
     told = [(index % 2, bool(row["completion"])) for index, row in enumerate(rows)]
     by_prompt = [[0.5 if second else 1.0 for second, said in told[i : i + 2] if said] for i in range(0, len(told), 2)]
     assert last["task/long/eval/win_rate"] == pytest.approx(

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ ANNOTATORS = {  # folder -> who annotates its preferences
     "reward_model_biased": BradleyTerry(temperature=0.5, length_bonus=0.25),
 }
 SAMPLING = Sampling(max_completion_length=80)
-HELD_OUT_PAIRS = 4096
+GROUP_SIZE = 4
 BASELINE_SAMPLES = 4  # of the seed model for every held-out request
 
 
@@ -42,8 +43,8 @@ class RewardRecipe:
     """Every number of the recipe but the annotator's. Same recipe, same machine, one thread: same weights."""
 
     annotator: BradleyTerry
-    steps: int = 800
-    batch_size: int = 64  # pairs a step, each seen once
+    steps: int = 1600
+    batch_size: int = 32  # requests a step, each seen once: all pairs of its completions are compared
     learning_rate: float = 1e-3  # peak, after a linear warm-up, then a cosine to zero
     warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -52,12 +53,19 @@ class RewardRecipe:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two completions for one request, and what is known of them."""
+class Comparable:
+    """Completions for one request, and what is known of them."""
 
-    tokens: tuple[tuple[int, ...], tuple[int, ...]]  # of each whole conversation, as a reward model reads it
-    gap: float  # gold utility of the first minus that of the second
-    length_gap: float  # words likewise
+    tokens: tuple[tuple[int, ...], ...]  # of each whole conversation, as a reward model reads it
+    utilities: tuple[float, ...]
+    lengths: tuple[int, ...]  # words
+
+    def pairs(self) -> list[tuple[int, int, float, float]]:
+        """(first, second, utility of the first minus the second's, words likewise) of all pairs."""
+        return [
+            (a, b, self.utilities[a] - self.utilities[b], self.lengths[a] - self.lengths[b])
+            for a, b in combinations(range(len(self.tokens)), 2)
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,29 +78,24 @@ class Quality:
     pairs: int
 
 
-def sampled_pairs(
-    sampler: TransformersSampler, prompts: Sequence[Prompt], *, count: int, seed: int, chunk: int = 512
-) -> Iterator[Pair]:
-    """`count` pairs of the sampler's completions: four completions and so two pairs a request."""
+def sampled(
+    sampler: TransformersSampler, prompts: Sequence[Prompt], *, requests: int, seed: int, chunk: int = 512
+) -> Iterator[Comparable]:
+    """`GROUP_SIZE` completions of the sampler for each of `requests` random prompts."""
     rng = random.Random(seed)
-    for start in range(0, count, 2 * chunk):
-        chosen = rng.sample(prompts, min(chunk, len(prompts), (count - start + 1) // 2))
-        groups = sampler.generate(chosen, 4, seed=(seed, start), sampling=SAMPLING)
-        for group in groups:
-            yield from _pairs_of(group, sampler.tokenizer)
+    for start in range(0, requests, chunk):
+        chosen = rng.sample(prompts, min(chunk, len(prompts), requests - start))
+        for group in sampler.generate(chosen, GROUP_SIZE, seed=(seed, start), sampling=SAMPLING):
+            yield _comparable(group, sampler.tokenizer)
 
 
-def _pairs_of(group: Group, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+def _comparable(group: Group, tokenizer: PreTrainedTokenizerBase) -> Comparable:
     texts = [rollout.text for rollout in group.rollouts]
     utilities = gold_utility(texts, [group.prompt.columns["topic"]] * len(texts))
-    lengths = [len(text.split()) for text in texts]
     conversations = [[*group.prompt.content, {"role": "assistant", "content": text}] for text in texts]
     rendered = [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in conversations]
-    tokens = [tuple(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
-    return [
-        Pair((tokens[a], tokens[b]), utilities[a] - utilities[b], lengths[a] - lengths[b])
-        for a, b in ((i, i + 1) for i in range(0, len(texts), 2))
-    ]
+    tokens = tuple(tuple(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return Comparable(tokens, tuple(utilities), tuple(len(text.split()) for text in texts))
 
 
 def build_classifier(seed_model: str) -> LlamaForSequenceClassification:
@@ -105,24 +108,20 @@ def build_classifier(seed_model: str) -> LlamaForSequenceClassification:
     return model
 
 
-def train(recipe: RewardRecipe, pairs: Sequence[Pair], model: LlamaForSequenceClassification) -> None:
+def train(recipe: RewardRecipe, groups: Sequence[Comparable], model: LlamaForSequenceClassification) -> None:
     """Fit the model to preferences drawn by the recipe's annotator; prints the loss every 100 steps."""
     rng = random.Random(recipe.seed)
-    preferred = recipe.annotator.draw([p.gap for p in pairs], [p.length_gap for p in pairs], rng)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, recipe.warmup_steps)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
     started = time.perf_counter()
     for step in range(recipe.steps):
-        batch = slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-        rows = [
-            pair.tokens if is_first else pair.tokens[::-1]
-            for pair, is_first in zip(pairs[batch], preferred[batch], strict=True)
-        ]
-        tokens, mask = right_pad([ids for side in (0, 1) for ids in (row[side] for row in rows)], PAD_ID)
+        batch = groups[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        tokens, mask = right_pad([row for group in batch for row in group.tokens], PAD_ID)
         scores = model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0]
-        loss, metrics = bradley_terry_loss(scores[: len(rows)], scores[len(rows) :])
+        chosen, rejected = _preferences(batch, recipe.annotator, rng)
+        loss, metrics = bradley_terry_loss(scores[chosen], scores[rejected])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
@@ -133,24 +132,41 @@ def train(recipe: RewardRecipe, pairs: Sequence[Pair], model: LlamaForSequenceCl
             print(f"step {step + 1:4d}  loss {loss.item():.4f}  accuracy {metrics['accuracy']:.2f}  {seconds:.0f} s")
 
 
+def _preferences(
+    batch: Sequence[Comparable], annotator: BradleyTerry, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Rows of the preferred and of the other completion of every pair, counted through the batch."""
+    rows, start = [], 0
+    for group in batch:
+        rows += [(start + a, start + b, gap, length_gap) for a, b, gap, length_gap in group.pairs()]
+        start += len(group.tokens)
+    is_first = annotator.draw([row[2] for row in rows], [row[3] for row in rows], rng)
+    ordered = [(a, b) if first else (b, a) for (a, b, _, _), first in zip(rows, is_first, strict=True)]
+    return [a for a, _ in ordered], [b for _, b in ordered]
+
+
 @torch.no_grad()
-def quality(model: LlamaForSequenceClassification, pairs: Sequence[Pair], annotator: BradleyTerry) -> Quality:
-    """How well the model predicts an annotator on pairs, and what it pays for length.
+def quality(model: LlamaForSequenceClassification, groups: Sequence[Comparable], annotator: BradleyTerry) -> Quality:
+    """How well the model predicts an annotator, and what it pays for length.
 
     The length bias is the ratio of the two slopes of a least-squares fit of score differences on differences in utility
     and in words; an annotator's own is its `length_bonus`.
     """
-    scores = [score for side in (0, 1) for score in _scores(model, [pair.tokens[side] for pair in pairs])]
-    gaps, length_gaps = [pair.gap for pair in pairs], [pair.length_gap for pair in pairs]
-    score_gaps = [a - b for a, b in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
-    probabilities = annotator.probabilities(gaps, length_gaps)
-    inputs = torch.tensor([gaps, length_gaps], dtype=torch.float64).T
-    slopes = torch.linalg.lstsq(inputs, torch.tensor(score_gaps, dtype=torch.float64)[:, None]).solution[:, 0]
+    scores = _scores(model, [row for group in groups for row in group.tokens])
+    rows, score_gaps, start = [], [], 0
+    for group in groups:
+        for a, b, gap, length_gap in group.pairs():
+            rows.append((gap, length_gap))
+            score_gaps.append(scores[start + a] - scores[start + b])
+        start += len(group.tokens)
+    probabilities = [annotator.probability(*row) for row in rows]
+    target = torch.tensor(score_gaps, dtype=torch.float64)[:, None]
+    slopes = torch.linalg.lstsq(torch.tensor(rows, dtype=torch.float64), target).solution[:, 0]
     return Quality(
         accuracy=expected_accuracy(score_gaps, probabilities),
         noise_ceiling=expected_accuracy([p - 0.5 for p in probabilities], probabilities),
         length_bias=(slopes[1] / slopes[0]).item(),
-        pairs=len(pairs),
+        pairs=len(rows),
     )
 
 
@@ -180,12 +196,12 @@ def main() -> None:
     policy, tokenizer = load_policy(arguments.seed_model)
     sampler, prompts = TransformersSampler(policy, tokenizer), chat_prompts()
     write_baseline(sampler, arguments.out / "chat" / "baseline.jsonl")
-    count = arguments.steps * RewardRecipe.batch_size
-    pairs = list(sampled_pairs(sampler, prompts["train"], count=count, seed=1))
-    held_out = list(sampled_pairs(sampler, prompts["validation"], count=HELD_OUT_PAIRS, seed=2))
+    requests = arguments.steps * RewardRecipe.batch_size
+    groups = list(sampled(sampler, prompts["train"], requests=requests, seed=1))
+    held_out = list(sampled(sampler, prompts["validation"], requests=len(prompts["validation"]), seed=2))
     for name, annotator in ANNOTATORS.items():
         model = build_classifier(arguments.seed_model)
-        train(RewardRecipe(annotator, steps=arguments.steps), pairs, model.train())
+        train(RewardRecipe(annotator, steps=arguments.steps), groups, model.train())
         print(name, quality(model.eval(), held_out, annotator))
         model.save_pretrained(arguments.out / name)
         tokenizer.save_pretrained(arguments.out / name)
