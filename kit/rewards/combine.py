@@ -152,7 +152,7 @@ def _check_takes(name: str, function: RewardFunction, arguments: Mapping[str, An
         signature.bind(**arguments)
     except TypeError as error:
         raise TypeError(
-            f"expected the reward function {name!r} to take the columns {', '.join(arguments)}, got {error}: give "
+            f"expected the reward function {name!r} to take the columns {', '.join(arguments)}, but {error}: give "
             "every prompt the column that is missing, and let the function take what it does not use as **columns"
         ) from error
 

@@ -19,8 +19,9 @@ def judge(function: RewardFunction, row: dict[str, Any]) -> float | None:
     4.0
     """
     row = {"prompts": None, "completion_ids": []} | row
-    rollouts = {name: [row.pop(name)] for name in ("prompts", "completions", "completion_ids")}
-    totals, _ = score([function], [1.0], **rollouts, columns={name: [value] for name, value in row.items()})
+    prompts, completions, ids = ([row.pop(name)] for name in ("prompts", "completions", "completion_ids"))
+    columns = {name: [value] for name, value in row.items()}
+    totals, _ = score([function], [1.0], prompts=prompts, completions=completions, completion_ids=ids, columns=columns)
     return totals[0]
 
 
