@@ -1,8 +1,9 @@
-"""Ctrl-C waits for the end of a step, and only on the main thread."""
+"""Ctrl-C waits for the end of a step, a second one does not; and only on the main thread."""
 
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -66,3 +67,19 @@ def test_off_the_main_thread_nothing_changes() -> None:
     thread.join()
     assert seen == [True, False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_after_the_patience_is_raised_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kit.interrupt.PATIENCE_S", 0.1)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:
+        press_ctrl_c()
+        press_ctrl_c()  # at once: the same one
+        assert interrupted() and "Once more stops now" in capfd.readouterr().err
+        time.sleep(0.15)
+        press_ctrl_c()
+        raise AssertionError("not reached")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err == ""  # said once

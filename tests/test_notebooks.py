@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"max_steps": 2, "prompts_per_step": 4, "eval_prompts": 8, "eval_steps": 1, "num_threads": 1}
 PARAMETERS = {
     "00_tour.ipynb": SMALL,
+    "01_rewards.ipynb": {"problems": 4, "samples": 8, "pairs": 40, "num_seeds": 2, "best_of": 8, "timeout_s": 0.5},
     "02_dpo_loss.ipynb": {"steps": 20},
     "03_grpo_loss.ipynb": {"points": 11, "group_size": 4},
     "04_sync_schedules.ipynb": {"steps": 10, "num_seeds": 2},

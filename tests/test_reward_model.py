@@ -1,6 +1,7 @@
 """The reward model: the score of a plain forward pass, whatever shares the batch; refusals instead of silent zeros."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,47 @@ def test_messages_without_a_chat_template_are_refused_and_plain_text_is_not(tmp_
     with pytest.raises(ValueError, match="to have a chat template, because the prompts are messages"):
         reward([[USER]], ["ok"])
     assert len(reward(["a"], ["b"])) == 1
+
+
+TEMPLATES = {  # template -> what is said of it
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% endif %}{% endfor %}": (
+        "to render what the assistant said, got .*Is it so.* for any answer"  # an instruction template
+    ),
+    "{{ raise_exception('Roles must alternate.') }}": (
+        r"to render a conversation of the roles \['user', 'assistant'\], got TemplateError: Roles must alternate"
+    ),
+    "{% for m in messages %}{{ m['content'] }": "got TemplateSyntaxError",
+    "{% for m in messages %}{{ m['text'] | upper }}{{ m['no']['such'] }}{% endfor %}": "got UndefinedError",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_cannot_render_the_completion_is_refused(tmp_path: Path, template: str) -> None:
+    reward = RewardModel(str(save(tmp_path, tokenizer={"chat_template": template})))
+    with pytest.raises(ValueError, match="expected the chat template of reward_model") as caught:
+        reward([[USER]], ["ok"])
+    assert re.search(TEMPLATES[template], str(caught.value)), caught.value
+    assert len(reward(["a"], ["b"])) == 1  # plain text asks for no template
+
+
+def test_roles_that_the_template_refuses_are_named(tmp_path: Path) -> None:
+    """As Gemma's does with a system message; the template itself is right."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role.') }}{% endif %}"
+        "<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    )
+    reward = RewardModel(str(save(tmp_path, tokenizer={"chat_template": template})))
+    assert len(reward([[USER]], ["ok"])) == 1
+    with pytest.raises(ValueError, match=r"roles \['system', 'user', 'assistant'\], got TemplateError: No system role"):
+        reward([[{"role": "system", "content": "Be short."}, USER]], ["ok"])
+
+
+def test_a_template_is_tried_again_once_it_is_another(tmp_path: Path) -> None:
+    reward = RewardModel(str(save(tmp_path)))
+    reward([[USER]], ["ok"])
+    reward.tokenizer.chat_template = "one text for all"
+    with pytest.raises(ValueError, match="for any answer"):
+        reward([[USER]], ["ok"])
 
 
 def test_rows_that_make_no_sense_are_refused(folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -92,7 +95,7 @@ def test_names_are_those_of_trl_and_never_collide() -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        ((1.0, 2.0), ValueError, "constant to return 3 rewards, one a completion, got 2"),
+        ((1.0, 2.0), ValueError, "'constant' to return 3 rewards, one a completion, got 2"),
         ((1.0, float("nan"), 0.0), ValueError, "constant.* got nan at index 1: return None to abstain"),
         ((1.0, 0.0, float("-inf")), ValueError, "constant.* got -inf at index 2"),
         ((1.0, "0", 0.0), TypeError, "constant.* got str at index 1"),
@@ -111,7 +114,7 @@ def test_answer_that_is_no_list_is_an_error(answer: Any) -> None:
     def forgetful(**columns: Any) -> Any:
         return answer
 
-    with pytest.raises(TypeError, match=f"forgetful to return a list of 3 rewards, got {type(answer).__name__}"):
+    with pytest.raises(TypeError, match=f"'forgetful' to return a list of 3 rewards, got {type(answer).__name__}"):
         score([forgetful], [1.0], **BATCH)
 
 
@@ -161,6 +164,58 @@ def test_async_functions_run_together_also_inside_of_a_running_loop() -> None:
     totals, by_function = asyncio.run(notebook_cell())
     assert totals == [7.0, 5.0, 7.0]
     assert list(by_function) == ["first", "constant", "Second"]
+
+
+def test_an_error_of_an_async_function_names_it_and_cancels_the_others() -> None:
+    cancelled = threading.Event()
+
+    async def patient(**columns: Any) -> list[float]:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return []
+
+    async def broken(**columns: Any) -> list[float]:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError) as caught:
+        score([patient, broken], [1.0, 1.0], **BATCH)
+    assert caught.value.__notes__ == [
+        "This came from the reward function 'broken': mend it there. For a completion that it cannot judge it may "
+        "return None."
+    ]
+    assert cancelled.wait(20)
+
+
+def test_an_interrupt_ends_the_wait_for_an_async_function_and_cancels_it() -> None:
+    waits, cancelled = threading.Event(), threading.Event()
+
+    async def patient(**columns: Any) -> list[float]:
+        waits.set()
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return []
+
+    def interrupt() -> None:
+        waits.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        score([patient], [1.0], **BATCH)
+    interrupter.join()
+    assert cancelled.wait(20)
+
+
+def test_a_total_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"finite total, got inf from rewards .* and weights \[10.0\]"):
+        score([returns(0.0, 1e308, 0.0)], [10.0], **BATCH)
 
 
 def test_rewards_of_trl_work_unchanged() -> None:

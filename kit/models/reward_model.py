@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -72,6 +73,7 @@ class RewardModel:
         self.batch_size = batch_size
         self._set_padding(pad_token)
         self._counts = {"scored": 0, "truncated": 0}
+        self._checked_template: str | dict[str, str] | None = None
 
     def __call__(
         self,
@@ -85,7 +87,7 @@ class RewardModel:
 
         Raises:
             ValueError: if there are not as many prompts as completions, a score is not finite, a text has no tokens,
-                or the prompts are messages and the tokenizer has no chat template.
+                or the prompts are messages and the tokenizer has no chat template, or one that cannot render them.
             TypeError: if a prompt is text where its completion is messages, or a completion has no text.
         """
         if len(prompts) != len(completions):
@@ -124,7 +126,30 @@ class RewardModel:
                 "it has none: set reward_model.tokenizer.chat_template to the one the model was trained with, or give "
                 "prompts and completions as strings"
             )
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        if self.tokenizer.chat_template != self._checked_template:
+            self._check_template()
+        return self._rendered(messages)
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError as error:
+            raise ValueError(
+                f"expected the chat template of {self.__name__} to render a conversation of the roles "
+                f"{[message.get('role') for message in messages]}, got {type(error).__name__}: {error}. See that it is "
+                "the template the model was trained with, and that the prompts use its roles"
+            ) from error
+
+    def _check_template(self) -> None:
+        """Raise ValueError if the template drops the completion, so that all scores of a prompt would be equal."""
+        question = {"role": "user", "content": "Is it so?"}
+        yes, no = (self._rendered([question, {"role": "assistant", "content": text}]) for text in ("Yes.", "No."))
+        if yes == no:
+            raise ValueError(
+                f"expected the chat template of {self.__name__} to render what the assistant said, got {yes!r} for any "
+                "answer: set reward_model.tokenizer.chat_template to the one the model was trained with"
+            )
+        self._checked_template = self.tokenizer.chat_template
 
     @torch.no_grad()
     def _score(self, rows: Sequence[list[int]]) -> list[float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from kit.rewards.combine import RewardFunction, score
 from kit.rewards.format import boxed_format_reward
 from kit.rewards.length import soft_overlong_punishment
+from kit.rewards.limited import TimeLimited
 from kit.rewards.math import MathReward
 
 REWARDS: dict[str, Callable[..., RewardFunction]] = {  # a papermill parameter is a string: its constructor is here
@@ -17,4 +18,12 @@ REWARDS: dict[str, Callable[..., RewardFunction]] = {  # a papermill parameter i
     "soft_overlong": soft_overlong_punishment,
 }
 
-__all__ = ["REWARDS", "MathReward", "RewardFunction", "boxed_format_reward", "score", "soft_overlong_punishment"]
+__all__ = [
+    "REWARDS",
+    "MathReward",
+    "RewardFunction",
+    "TimeLimited",
+    "boxed_format_reward",
+    "score",
+    "soft_overlong_punishment",
+]

@@ -8,8 +8,10 @@ a list, next to `prompts`, `completions`, `completion_ids`; and always the train
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -51,8 +53,9 @@ def score(
         name. A second function of the same name is called `name_2`.
 
     Raises:
-        ValueError: if lengths disagree, or a reward is not finite.
-        TypeError: if a reward is not a number.
+        ValueError: if lengths disagree, or a reward or total is not finite.
+        TypeError: if a reward is not a number, or a function does not take the columns that there are.
+        Exception: what a function raises, with a note that names the function.
 
     >>> def length(completions, **columns): return [len(c) for c in completions]
     >>> score([length], [0.5], prompts=["a"], completions=["four"], completion_ids=[[7]], columns={})
@@ -61,9 +64,9 @@ def score(
     _check_weights(functions, weights)
     batch = _batch(columns, {"prompts": prompts, "completions": completions, "completion_ids": completion_ids})
     trainer = {"trainer_state": trainer_state, "log_extra": log_extra, "log_metric": log_metric}
-    answers = _call(functions, batch | trainer)
     names = _distinct([function_name(function) for function in functions])
-    by_function = {name: _checked(name, answer, len(prompts)) for name, answer in zip(names, answers, strict=True)}
+    answers = _call(dict(zip(names, functions, strict=True)), batch | trainer)
+    by_function = {name: _checked(name, answer, len(prompts)) for name, answer in answers.items()}
     totals = [_total(weights, rewards) for rewards in zip(*by_function.values(), strict=True)]
     return totals, by_function
 
@@ -79,24 +82,79 @@ def function_name(function: RewardFunction) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _call(functions: Sequence[RewardFunction], arguments: dict[str, Any]) -> list[Any]:
-    """What every function returns; those that are `async` run together, in a thread of their own.
+def _call(functions: Mapping[str, RewardFunction], arguments: dict[str, Any]) -> dict[str, Any]:
+    """What every function returns, by name; those that are `async` run together."""
+    for name, function in functions.items():
+        _check_takes(name, function, arguments)
+    late = {name: function for name, function in functions.items() if _is_async(function)}
+    answers: dict[str, Any] = {}
+    for name, function in functions.items():
+        if name not in late:
+            with _naming(name):
+                answers[name] = function(**arguments)
+    if late:
+        answers |= _gather(late, arguments)
+    return {name: answers[name] for name in functions}
 
-    (A notebook's main thread already runs an event loop, in which another cannot be started.)
+
+def _gather(functions: Mapping[str, RewardFunction], arguments: dict[str, Any]) -> dict[str, Any]:
+    """What `async` functions return, run together in a thread of their own; an interrupt cancels those that wait.
+
+    (A notebook's main thread already runs an event loop, in which another cannot be started. The thread is a daemon: a
+    function that never comes back must not keep the process from ending.)
     """
-    answers: list[Any] = [None if _is_async(function) else function(**arguments) for function in functions]
-    waiting = [index for index, function in enumerate(functions) if _is_async(function)]
 
-    async def gather() -> list[Any]:
-        pending: list[Any] = [functions[index](**arguments) for index in waiting]
-        return await asyncio.gather(*pending)
+    async def answer(name: str, function: RewardFunction) -> Any:
+        with _naming(name):
+            pending: Any = function(**arguments)
+            return await pending
 
-    if waiting:
-        with ThreadPoolExecutor(1) as executor:
-            late = executor.submit(lambda: asyncio.run(gather())).result()
-        for index, answer in zip(waiting, late, strict=True):
-            answers[index] = answer
-    return answers
+    async def together() -> list[Any]:
+        return await asyncio.gather(*[answer(*item) for item in functions.items()])
+
+    started: Future[asyncio.AbstractEventLoop] = Future()
+    threading.Thread(target=_run_loop, args=(started,), daemon=True).start()
+    loop = started.result()
+    pending = asyncio.run_coroutine_threadsafe(together(), loop)
+    try:
+        return dict(zip(functions, pending.result(), strict=True))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+
+
+def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
+    """Run a new event loop until it is stopped; what still waits then is cancelled."""
+    with asyncio.Runner() as runner:
+        started.set_result(runner.get_loop())
+        runner.get_loop().run_forever()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """To whatever is raised inside, add which reward function raised it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"This came from the reward function {name!r}: mend it there. For a completion that it cannot judge it may "
+            "return None."
+        )
+        raise
+
+
+def _check_takes(name: str, function: RewardFunction, arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError unless `function` can be called with these keywords."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some that are written in C
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"expected the reward function {name!r} to take the columns {', '.join(arguments)}, but {error}: give "
+            "every prompt the column that is missing, and let the function take what it does not use as **columns"
+        ) from error
 
 
 def _is_async(function: RewardFunction) -> bool:
@@ -112,27 +170,50 @@ def _total(weights: Sequence[float], rewards: Sequence[float | None]) -> float |
     (3.0, 1.0, None)
     """
     terms = [weight * reward for weight, reward in zip(weights, rewards, strict=True) if reward is not None]
-    return sum(terms) if terms else None
+    total = sum(terms) if terms else None
+    if total is not None and not math.isfinite(total):
+        raise ValueError(
+            f"expected a finite total, got {total} from rewards {list(rewards)} and weights {list(weights)}: scale down"
+        )
+    return total
 
 
 def _checked(name: str, answer: Any, count: int) -> list[float | None]:
     """`answer` as floats, if it is what the contract asks for."""
-    if not isinstance(answer, Iterable) or isinstance(answer, str | Mapping):
-        raise TypeError(f"expected {name} to return a list of {count} rewards, got {type(answer).__name__}")
-    rewards = list(answer)
+    if not isinstance(answer, Iterable) or isinstance(answer, str | bytes | Mapping | Set):
+        raise TypeError(
+            f"expected the reward function {name!r} to return a list of {count} rewards, got {type(answer).__name__}: "
+            "return one number or None for each of `completions`, in their order"
+        )
+    with _naming(name):
+        rewards = list(answer)
     if len(rewards) != count:
-        raise ValueError(f"expected {name} to return {count} rewards, one a completion, got {len(rewards)}")
-    for index, reward in enumerate(rewards):
-        if reward is not None and not isinstance(reward, Real):
-            raise TypeError(
-                f"expected {name} to return numbers or None, got {type(reward).__name__} at index {index}: "
-                "return a list of floats (a tensor has .tolist())"
-            )
-        if reward is not None and not math.isfinite(reward):
-            raise ValueError(
-                f"expected {name} to return finite rewards, got {reward} at index {index}: return None to abstain"
-            )
-    return [None if reward is None else float(reward) for reward in rewards]
+        raise ValueError(
+            f"expected the reward function {name!r} to return {count} rewards, one a completion, got {len(rewards)}: "
+            "return None for those that it does not judge"
+        )
+    return [_reward(name, index, reward) for index, reward in enumerate(rewards)]
+
+
+def _reward(name: str, index: int, reward: Any) -> float | None:
+    """One reward as a float, or `None`."""
+    if reward is None:
+        return None
+    if not isinstance(reward, Real):
+        raise TypeError(
+            f"expected the reward function {name!r} to return numbers or None, got {type(reward).__name__} at index "
+            f"{index}: return a list of floats (a tensor has .tolist())"
+        )
+    try:
+        value = float(reward)
+    except OverflowError:  # an integer of more than 308 digits
+        value = math.inf
+    if not math.isfinite(value):
+        raise ValueError(
+            f"expected the reward function {name!r} to return finite rewards, got {value} at index {index}: return "
+            "None to abstain"
+        )
+    return value
 
 
 def _check_weights(functions: Sequence[Any], weights: Sequence[float]) -> None:

@@ -44,6 +44,7 @@ class WorkerPool:
     Attributes:
         counts: since the pool was made, items lost to `timeouts` (killed at the deadline), `crashes` (the worker ended
             or ran out of memory or stack) and `errors` (the worker raised, and lives on).
+        last_error: what the latest of these `errors` said.
 
     Raises:
         ValueError: if there is no worker, no time or no memory.
@@ -59,6 +60,7 @@ class WorkerPool:
             )
         self.command, self.workers, self.timeout_s, self.memory_bytes = command, workers, timeout_s, memory_bytes
         self.counts = {"timeouts": 0, "crashes": 0, "errors": 0}
+        self.last_error: str | None = None
         self._live: list[_Worker] = []
         self._lock = threading.Lock()
         weakref.finalize(self, _end, self._live)  # runs when the pool is collected, or at exit
@@ -120,7 +122,8 @@ class WorkerPool:
         if worker.item is not None and "value" in reply:
             answers[worker.item] = reply["value"]
         elif worker.item is not None:
-            self._count("errors", worker, f"said {reply['error']}")
+            self.last_error = reply["error"]
+            self._count("errors", worker, f"said {self.last_error}")
         worker.rest()
 
     def _bury(self, worker: "_Worker", reason: str, kind: str) -> None:
