@@ -4,14 +4,14 @@ Every rate has an interval over prompts.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from kit.config import Sampling
-from kit.rewards.combine import RewardFunction, score
+from kit.rewards.combine import RewardFunction, ignore, score
 from kit.samplers import Sampler
 from kit.statistics import Interval, cluster_bootstrap, pass_at_k, wilson_interval
 from kit.tasks.task import Judging
@@ -68,23 +68,26 @@ def _flat(name: str, interval: Interval) -> dict[str, float]:
 
 def score_groups(
     groups: Sequence[Group], functions: Sequence[RewardFunction], weights: Sequence[float],
-    columns: Mapping[str, Sequence[Any]] | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None, *, log_metric: Callable[[str, float], None] = ignore,
 ) -> list[Group]:  # fmt: skip
     """The groups with their rewards, all completions in one call of each function.
 
-    Completions are conversational (`[{"role": "assistant", "content": ...}]`) where the prompt is, as in TRL.
+    Completions are conversational (`[{"role": "assistant", "content": ...}]`) where the prompt is, as in TRL. A column
+    that a prompt does not have is None in its place.
 
     Args:
         columns: besides those of the prompts; one entry a completion.
+        log_metric: handed to every function, as TRL does.
     """
     flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    names = list(groups[0].prompt.columns)
+    names = dict.fromkeys(name for group in groups for name in group.prompt.columns)
     totals, by_function = score(
         functions, weights,
         prompts=[prompt.content for prompt, _ in flat],
         completions=[_as_completion(prompt, rollout.text) for prompt, rollout in flat],
         completion_ids=[list(r.completion_ids) for _, r in flat],
-        columns={name: [prompt.columns[name] for prompt, _ in flat] for name in names} | dict(columns or {}),
+        columns={name: [prompt.columns.get(name) for prompt, _ in flat] for name in names} | dict(columns or {}),
+        log_metric=log_metric,
     )  # fmt: skip
     scored, start = [], 0
     for group in groups:

@@ -79,14 +79,15 @@ class Run:
     def steps(self, count: int) -> Iterator[Record]:
         """Train up to `count` steps, yielding each step's record; leaving the loop pauses the run.
 
-        Ctrl-C ends at the next step boundary, with a checkpoint, as KeyboardInterrupt.
+        Ctrl-C ends at the next step boundary, with a checkpoint, as KeyboardInterrupt. A second one ends at once; after
+        it, as after an error, make the run again to go on from its last checkpoint.
         """
         last = min(self.step + count, self.config.max_steps)
         while self.step < last:
             with deferred_interrupt() as interrupted:
-                record = self._step()
+                record = self._recorded_step()
                 while interrupted() and self._is_mid_batch():  # a checkpoint holds no half-used batch
-                    record = self._step()
+                    record = self._recorded_step()
                 is_due = self.step % self.config.save_steps == 0 or self.step == self.config.max_steps
                 if interrupted() or is_due:
                     self._save()
@@ -106,6 +107,23 @@ class Run:
         """Write the policy as it is now and its tokenizer, as a folder that transformers, and another run, can load."""
         self.policy.save_pretrained(folder)
         self.fresh_sampler.tokenizer.save_pretrained(folder)
+
+    def _recorded_step(self) -> Record:
+        """A step; whatever stops it in the middle is written down, and raised with what to do."""
+        try:
+            return self._step()
+        except Exception as error:
+            self.log.event("error", step=self.step, error=f"{type(error).__name__}: {error}"[:500])
+            self.log.status("failed", self.step)
+            error.add_note(
+                f"At step {self.step} of {self.log.path}, whose records up to there are whole: make the run again with "
+                "the same out_dir to go on from its last checkpoint."
+            )
+            raise
+        except KeyboardInterrupt:  # a second Ctrl-C, in the middle of a step
+            self.log.event("interrupt", step=self.step)
+            self.log.status("interrupted", self.step)
+            raise
 
     def _step(self) -> Record:
         """One optimizer step: the algorithm of the paper, in its order."""
@@ -152,7 +170,9 @@ class Run:
         number = step // config.reuse_epochs
         generated = [w.generate(self.sampler, number, seed=(config.seed, step)) for w in self.workloads]
         clock.lap("generate")
-        scored = [workload.score(groups) for workload, groups in zip(self.workloads, generated, strict=True)]
+        logged: dict[str, float] = {}
+        pairs = zip(self.workloads, generated, strict=True)
+        scored = [workload.score(groups, log_metric=logged.__setitem__) for workload, groups in pairs]
         groups = [group for of_task in scored for group in of_task]
         clock.lap("reward")
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
@@ -163,7 +183,7 @@ class Run:
         clock.lap("select")
         self.log.rollouts(step, rollout_columns(groups, selected))
         clock.lap("log")
-        metrics = group_metrics(groups, selected)
+        metrics = group_metrics(groups, selected) | {f"logged/{name}": value for name, value in logged.items()}
         if len(self.workloads) > 1:
             metrics |= task_metrics(groups, selected)
         return Batch(groups, examples, totals_of(groups, examples), metrics)

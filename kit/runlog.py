@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kit.rewards.combine import function_name
+
 METRICS = {
     "step": "optimizer updates applied before this record",
     "loss": "the objective's loss, nats",
@@ -30,6 +32,7 @@ METRICS = {
     "reward": "mean total reward of the step's completions",
     "rewards/*/mean": "mean of one reward function over the completions it judged",
     "rewards/unjudged": "completions that no function could judge",
+    "logged/*": "what a reward function told `log_metric`, such as the fraction of texts that a reward model cut",
     "frac_reward_zero_std": "fraction of groups whose judged rewards are all equal",
     "entropy": "policy's entropy on the completions trained on, nats/token",
     "sampler/entropy": "sampler's entropy on all its completions, nats/token",
@@ -211,7 +214,7 @@ def _described(value: Any) -> Any:
 def _function(function: Any) -> Any:
     if isinstance(function, partial):
         return {"function": _function(function.func), "args": list(function.args), **function.keywords}
-    return function.__name__
+    return function_name(function)
 
 
 class Clock:

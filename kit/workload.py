@@ -1,6 +1,6 @@
 """A task as one run uses it: the prompts of a step, and how completions are sampled, scored and evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,9 +53,9 @@ class Workload:
             return []
         return sampler.generate(self.prompts_of(number), self.group_size, seed=seed, sampling=self.sampling)
 
-    def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with the rewards of this task's functions."""
-        return score_groups(groups, self.functions, self.weights) if groups else []
+    def score(self, groups: Sequence[Group], *, log_metric: Callable[[str, float], None]) -> list[Group]:
+        """The groups with the rewards of this task's functions, which may call `log_metric`, as in TRL."""
+        return score_groups(groups, self.functions, self.weights, log_metric=log_metric) if groups else []
 
     def evaluate(self, sampler: Sampler, *, seed: tuple[int, ...]) -> Evaluation | JudgedEvaluation:
         """On the held-out prompts: by the reward where it says what is right, else by the task's judges."""

@@ -108,7 +108,8 @@ def words_of(error: BaseException) -> str:
 def assert_records_are_whole(out_dir: Path, straight: list[str]) -> None:
     """Everything up to the step that failed, and that step's number."""
     assert untimed(out_dir) == straight[:STEP]
-    assert json.loads((out_dir / "status.json").read_text())["step"] == STEP
+    status = json.loads((out_dir / "status.json").read_text())
+    assert (status["step"], status["state"]) == (STEP, "failed")
     for step in range(STEP):
         assert pq.read_table(out_dir / "rollouts" / f"step_{step:06d}.parquet").num_rows == 16
     assert {path.name for path in (out_dir / "checkpoints").iterdir()} == {"step_000002"}
@@ -127,7 +128,8 @@ def test_a_bad_reward_stops_the_run_by_name_and_the_repaired_one_goes_on(
         run.finish()
     words = words_of(caught.value)
     assert "'judge'" in words and re.search(said, words), words
-    assert len(words) < 600
+    assert f"At step {STEP} of {tmp_path}" in words and "make the run again" in words
+    assert len(words.replace(str(tmp_path), "")) < 800
     assert_records_are_whole(tmp_path, straight)
     repaired = start(tmp_path, task=TinyTask(reward=judge), **SIZES)
     assert repaired.step == 2

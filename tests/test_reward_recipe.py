@@ -75,7 +75,7 @@ class Scorer(LlamaForSequenceClassification):
 def test_one_who_scores_as_the_annotator_does_reaches_the_ceiling_and_shows_its_bias(
     groups: list[Comparable], bonus: float
 ) -> None:
-    annotator = BradleyTerry(temperature=0.5, length_bonus=bonus)
+    annotator = BradleyTerry(length_bonus=bonus)
     exact = {
         row: 3 * (utility + bonus * length)
         for group in groups

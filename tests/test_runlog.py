@@ -30,7 +30,8 @@ ARMS: dict[str, dict[str, Any]] = {
 SYNCS = {"dpo": [3], "grpo": [], "group dpo": [2, 4]}  # the second never drifts as far as that
 
 
-def partly_judged(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
+def partly_judged(completion_ids: Sequence[Sequence[int]], log_metric: Any, **columns: Any) -> list[float | None]:
+    log_metric("judged_first", float(completion_ids[0][1] % 3 != 0))
     return [None if ids[1] % 3 == 0 else float(ids[0] % 2 == 0) for ids in completion_ids]
 
 

@@ -162,3 +162,58 @@ def test_results_hold_the_means_since_the_evaluation_before_and_the_syncs_so_far
         "low,0,2,2,0.5,2.0,0.5",
         "low,0,3,2,0.75,100.0,",
     ]
+
+
+CURRICULUM = """notebook: {notebook}
+shared: {{steps: 4}}
+arms:
+  first: {{save_policy: true}}
+  second: {{after: first, rate: 2.0}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def starting(tmp_path: Path) -> Path:
+    """A notebook that needs the folder it starts from, and makes the one it saves to."""
+    parameters = PARAMETERS + 'seed: int = 0  # s\nout_dir: str = "x"  # o\nsave_policy: bool = False  # p\n'
+    parameters += 'model_name_or_path: str = "."  # m'
+    work = "from pathlib import Path\nassert Path(model_name_or_path).is_dir()\nassert rate < 3\n"
+    work += "Path(out_dir, 'policy').mkdir(parents=True)\n"
+    record = json.dumps({"step": 0, "task/a/eval/accuracy": 0.5, "task/a/reward": 1})
+    work += f"Path(out_dir, 'metrics.jsonl').write_text({record!r} + chr(10))"
+    made = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(parameters), nbformat.v4.new_code_cell(work)],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    made.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(made, tmp_path / "starting.ipynb")
+    return tmp_path / "starting.ipynb"
+
+
+def test_an_arm_starts_from_the_policy_of_the_arm_before_it(starting: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.yaml").write_text(CURRICULUM.format(notebook=starting))
+    runs = study_runs(tmp_path / "study")
+    assert runs["second_seed1"]["model_name_or_path"] == str(tmp_path / "study" / "runs" / "first_seed1" / "policy")
+    assert "after" not in runs["second_seed1"] and "model_name_or_path" not in runs["first_seed1"]
+    results = run_study(tmp_path / "study", jobs=2).read_text().splitlines()
+    assert results[0] == "arm,seed,step,syncs,task/a/eval/accuracy" and len(results) == 5
+
+
+def test_an_arm_whose_predecessor_failed_is_not_started(starting: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    text = CURRICULUM.format(notebook=starting).replace("{save_policy: true}", "{save_policy: true, rate: 5.0}")
+    (tmp_path / "study" / "study.yaml").write_text(text.replace("[0, 1]", "[0]"))
+    with pytest.raises(RuntimeError, match=r"2 of 2 runs failed.*first_seed0.*second_seed0"):
+        run_study(tmp_path / "study", jobs=2)
+    assert not (tmp_path / "study" / "runs" / "second_seed0.ipynb").exists()
+
+
+@pytest.mark.parametrize("before", ["absent", "second"])
+def test_a_predecessor_that_is_not_there_is_refused(starting: Path, tmp_path: Path, before: str) -> None:
+    (tmp_path / "study.yaml").write_text(
+        CURRICULUM.format(notebook=starting).replace("after: first", f"after: {before}")
+    )
+    with pytest.raises(ParameterError, match=f"must name an arm above it with save_policy, got '{before}'"):
+        study_runs(tmp_path)

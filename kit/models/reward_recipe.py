@@ -30,8 +30,8 @@ from kit.tasks.gold import gold_utility
 from kit.types import Group, Prompt
 
 ANNOTATORS = {  # folder -> who annotates its preferences
-    "reward_model": BradleyTerry(temperature=0.5),
-    "reward_model_biased": BradleyTerry(temperature=0.5, length_bonus=0.25),
+    "reward_model": BradleyTerry(),
+    "reward_model_biased": BradleyTerry(length_bonus=0.25),
 }
 SAMPLING = Sampling(max_completion_length=80)
 GROUP_SIZE = 4
@@ -43,8 +43,9 @@ class RewardRecipe:
     """Every number of the recipe but the annotator's. Same recipe, same machine, one thread: same weights."""
 
     annotator: BradleyTerry
-    steps: int = 1600
-    batch_size: int = 32  # requests a step, each seen once: all pairs of its completions are compared
+    requests: int = 25_600  # whose completions are compared
+    steps: int = 3200
+    batch_size: int = 16  # requests a step; all pairs of a request's completions are compared, anew at every pass
     learning_rate: float = 1e-3  # peak, after a linear warm-up, then a cosine to zero
     warmup_steps: int = 50
     weight_decay: float = 0.01
@@ -117,9 +118,9 @@ def train(recipe: RewardRecipe, groups: Sequence[Comparable], model: LlamaForSeq
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
     started = time.perf_counter()
     for step in range(recipe.steps):
-        batch = groups[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-        tokens, mask = right_pad([row for group in batch for row in group.tokens], PAD_ID)
-        scores = model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0]
+        start = step * recipe.batch_size % len(groups)
+        batch = groups[start : start + recipe.batch_size]
+        scores = _scores(model, [row for group in batch for row in group.tokens])
         chosen, rejected = _preferences(batch, recipe.annotator, rng)
         loss, metrics = bradley_terry_loss(scores[chosen], scores[rejected])
         optimizer.zero_grad()
@@ -152,7 +153,7 @@ def quality(model: LlamaForSequenceClassification, groups: Sequence[Comparable],
     The length bias is the ratio of the two slopes of a least-squares fit of score differences on differences in utility
     and in words; an annotator's own is its `length_bonus`.
     """
-    scores = _scores(model, [row for group in groups for row in group.tokens])
+    scores = _scores(model, [row for group in groups for row in group.tokens]).tolist()
     rows, score_gaps, start = [], [], 0
     for group in groups:
         for a, b, gap, length_gap in group.pairs():
@@ -170,12 +171,14 @@ def quality(model: LlamaForSequenceClassification, groups: Sequence[Comparable],
     )
 
 
-def _scores(model: LlamaForSequenceClassification, rows: Sequence[tuple[int, ...]]) -> list[float]:
-    found: list[float] = []
-    for start in range(0, len(rows), 512):
-        tokens, mask = right_pad(rows[start : start + 512], PAD_ID)
-        found += model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0].tolist()
-    return found
+def _scores(model: LlamaForSequenceClassification, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """(row,) scores. Rows of like length are read together: half of the work would be padding otherwise."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    found = []
+    for start in range(0, len(order), 32):
+        tokens, mask = right_pad([rows[index] for index in order[start : start + 32]], PAD_ID)
+        found.append(model(input_ids=tokens, attention_mask=mask.long()).logits[:, 0])
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 def write_baseline(sampler: TransformersSampler, path: Path) -> None:
@@ -190,19 +193,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed-model", default="data/seed", help="folder of the model to start from")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder to write to")
-    parser.add_argument("--steps", type=int, default=RewardRecipe.steps, help="training steps")
+    parser.add_argument("--only", choices=[*ANNOTATORS, "baseline"], help="rebuild this alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, tokenizer = load_policy(arguments.seed_model)
     sampler, prompts = TransformersSampler(policy, tokenizer), chat_prompts()
-    write_baseline(sampler, arguments.out / "chat" / "baseline.jsonl")
-    requests = arguments.steps * RewardRecipe.batch_size
-    groups = list(sampled(sampler, prompts["train"], requests=requests, seed=1))
+    if arguments.only in (None, "baseline"):
+        write_baseline(sampler, arguments.out / "chat" / "baseline.jsonl")
+    names = [name for name in ANNOTATORS if arguments.only in (None, name)]
+    groups = list(sampled(sampler, prompts["train"], requests=RewardRecipe.requests, seed=1)) if names else []
     held_out = list(sampled(sampler, prompts["validation"], requests=len(prompts["validation"]), seed=2))
-    for name, annotator in ANNOTATORS.items():
+    for name in names:
         model = build_classifier(arguments.seed_model)
-        train(RewardRecipe(annotator, steps=arguments.steps), groups, model.train())
-        print(name, quality(model.eval(), held_out, annotator))
+        train(RewardRecipe(ANNOTATORS[name]), groups, model.train())
+        print(name, quality(model.eval(), held_out, ANNOTATORS[name]))
         model.save_pretrained(arguments.out / name)
         tokenizer.save_pretrained(arguments.out / name)
 

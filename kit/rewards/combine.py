@@ -23,7 +23,7 @@ DROPPED = {"prompt", "completion", "completion_ids"}  # dataset columns that TRL
 RESERVED = {"prompts", "completions"}  # arguments made from the rollouts, which a column would shadow
 
 
-def _ignore(name: str, value: Any) -> None:
+def ignore(name: str, value: Any) -> None:
     """Stands for TRL's `log_extra` and `log_metric` where nobody listens."""
 
 
@@ -36,8 +36,8 @@ def score(
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
     trainer_state: Any = None,
-    log_extra: Callable[[str, list[Any]], None] = _ignore,
-    log_metric: Callable[[str, float], None] = _ignore,
+    log_extra: Callable[[str, list[Any]], None] = ignore,
+    log_metric: Callable[[str, float], None] = ignore,
 ) -> tuple[list[float | None], dict[str, list[float | None]]]:
     """Weighted sum of the reward functions for every completion, and what each function said.
 
