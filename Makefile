@@ -1,6 +1,7 @@
 # make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
+# make reward-models  rebuilds data/reward_model, data/reward_model_biased and the chat task's baseline, after make seed
 # make parity differences between the kit's numbers and TRL's
 # make mutate makes the formulas wrong one by one and counts what the tests notice: about 3 minutes on two cores
 #
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench mutate parity lint seed clean
+.PHONY: help demo test lab bench mutate parity lint seed reward-models clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -78,6 +79,9 @@ parity: $(DEV)
 
 seed: $(BASE)
 	$(call stage,training the seed model from nothing (about ten minutes on two CPU cores),$(PY) -m kit.models.seed)
+
+reward-models: $(BASE)
+	$(call stage,training both reward models (about twenty minutes on two CPU cores),$(PY) -m kit.models.reward_recipe)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info papermill_runs/tour
