@@ -19,6 +19,7 @@ from kit.types import Group, Messages, Prompt
 from kit.winrate import length_controlled_win_rate
 
 RESAMPLES = 1000  # of the bootstrap over problems
+FEWEST_FOR_A_FIT = 5  # comparisons: one a fold
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class JudgedEvaluation:
     """What an evaluation by comparison found. A comparison that the judge could not decide is left out, and counted."""
 
     win_rate: Interval  # of completions sampled as in training, each against one of the baseline's; over prompts
-    length_controlled_win_rate: float  # at equal length, in characters
+    length_controlled_win_rate: float | None  # at equal length, in characters; None for fewer than five comparisons
     unjudged: float  # fraction of the comparisons
     means: Mapping[str, float]  # of each reward and pointwise function
     reward: float | None  # mean total reward; None if no function could judge any
@@ -58,7 +59,8 @@ class JudgedEvaluation:
         found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length, "eval/unjudged": self.unjudged}
         found |= {} if self.reward is None else {"eval/reward": self.reward}
         found |= {f"eval/rewards/{name}/mean": mean for name, mean in self.means.items()}
-        found |= {"eval/length_controlled_win_rate": self.length_controlled_win_rate}
+        if self.length_controlled_win_rate is not None:
+            found["eval/length_controlled_win_rate"] = self.length_controlled_win_rate
         return found | _flat("win_rate", self.win_rate)
 
 
@@ -188,7 +190,7 @@ def _evaluation_of(
     rewards = [reward for group in groups for reward in group.rewards if reward is not None]
     return JudgedEvaluation(
         win_rate=cluster_bootstrap(torch.tensor(rates, dtype=torch.float64), seed=0, resamples=RESAMPLES),
-        length_controlled_win_rate=length_controlled_win_rate(*map(list, zip(*decided, strict=True))),
+        length_controlled_win_rate=_at_equal_length(decided),
         unjudged=1 - len(decided) / len(outcomes),
         means=means,
         reward=statistics.fmean(rewards) if rewards else None,
@@ -196,6 +198,12 @@ def _evaluation_of(
         mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
         groups=tuple(groups),
     )
+
+
+def _at_equal_length(decided: Sequence[tuple[float, int]]) -> float | None:
+    """From (outcome, characters more than the baseline's)."""
+    outcomes, differences = zip(*decided, strict=True)
+    return length_controlled_win_rate(outcomes, differences) if len(decided) >= FEWEST_FOR_A_FIT else None
 
 
 def _means(groups: Sequence[Group]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Intervals, so that no number stands alone.
 
-Three sources of chance, each with an interval of its own: training seeds (`mean_interval`), one answer a problem
-(`wilson_interval`), problems that are answered several times (`cluster_bootstrap`). The standard deviation over
+Sources of chance, each with an interval of its own: training seeds (`mean_interval`), one answer a problem
+(`wilson_interval`), problems that are answered several times (`cluster_bootstrap`), training seeds and problems
+(`two_level_bootstrap`). The standard deviation over
 sampling seeds is none of them: it describes a single evaluation, not the uncertainty of a mean.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
@@ -133,10 +134,78 @@ def cluster_bootstrap(
     problem_means = scores_by_problem.detach().double().cpu().mean(dim=1)
     problems = len(problem_means)
     generator = torch.Generator().manual_seed(seed)
-    draws = [problem_means[torch.randint(problems, (problems,), generator=generator)].mean() for _ in range(resamples)]
+    draws = [
+        problem_means[torch.randint(problems, (problems,), generator=generator)].mean().item() for _ in range(resamples)
+    ]
+    return percentile_interval(problem_means.mean().item(), draws, problems, confidence=confidence)
+
+
+def two_level_bootstrap(
+    scores: Float[Tensor, "run prompt sample"],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap for the mean score of training runs on the same prompts, over both runs and prompts.
+
+    Each resample draws runs, and independently prompts, with replacement; a drawn prompt is the same one for all runs.
+    Drawing prompts within each run anew would treat a prompt that all runs find hard as several, and be too narrow.
+
+    Args:
+        scores: by training seed, prompt and completion, any unit; of one run, the interval is over prompts alone.
+        seed: of the resampling.
+        resamples: >= 1.
+        confidence: in (0, 1).
+
+    Returns:
+        The interval; n = number of runs, or of prompts if there is one run.
+
+    Raises:
+        ValueError: no scores, one that is not finite, or a constant out of range.
+
+    Source: Owen 2007, "The pigeonhole bootstrap", https://arxiv.org/abs/0712.1111.
+
+    >>> print(two_level_bootstrap(torch.ones(3, 4, 2), seed=0))
+    1.000 [1.000, 1.000] (n=3)
+    """
+    if not scores.numel() or not bool(scores.isfinite().all()):
+        raise ValueError(f"expected finite scores (run, prompt, sample), came {tuple(scores.shape)} with gaps")
+    means = scores.detach().double().cpu().mean(dim=2)
+
+    def mean_score(runs: Tensor, prompts: Tensor) -> float:
+        return means[runs][:, prompts].mean().item()
+
+    return resample_two_levels(mean_score, *means.shape, seed=seed, resamples=resamples, confidence=confidence)
+
+
+def resample_two_levels(
+    statistic: Callable[[Tensor, Tensor], float],
+    runs: int,
+    prompts: int,
+    *,
+    seed: int,
+    resamples: int,
+    confidence: float,
+) -> Interval:
+    """`two_level_bootstrap` for any statistic of the indices of runs and of prompts, which may repeat."""
+    if resamples < 1:
+        raise ValueError(f"expected resamples >= 1, came {resamples}")
+    generator = torch.Generator().manual_seed(seed)
+    draws = [
+        statistic(*(torch.randint(size, (size,), generator=generator) for size in (runs, prompts)))
+        for _ in range(resamples)
+    ]
+    whole = statistic(torch.arange(runs), torch.arange(prompts))
+    return percentile_interval(whole, draws, runs if runs > 1 else prompts, confidence=confidence)
+
+
+def percentile_interval(mean: float, draws: Sequence[float], n: int, *, confidence: float) -> Interval:
+    """The interval between the quantiles of bootstrap draws that leave out equal tails."""
     tail = (1 - _proper(confidence)) / 2
-    low, high = torch.stack(draws).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(problem_means.mean().item(), low, high, problems)
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = torch.tensor(draws, dtype=torch.float64).quantile(ends).tolist()
+    return Interval(mean, low, high, n)
 
 
 def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
