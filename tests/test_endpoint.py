@@ -49,7 +49,7 @@ def test_a_fault_that_stays_abstains_for_its_completion_alone(server: Server, fa
     server.answer = lambda question: FAULTS[fault] if quoted(question, "answer") == "bad" else "Score: 3"
     judge = PointwiseJudge(endpoint(server, retries=1))
     assert judge(["p"] * 3, ["fine", "bad", "fine"]) == [3.0, None, 3.0]
-    assert judge.metrics() == {"parsed": 2, "unparsable": 0, "failed": 1}
+    assert judge.metrics() == {"parsed": 2, "unparsable": 0, "cut_off": 0, "failed": 1}
     assert len(server.requests) == 4
 
 

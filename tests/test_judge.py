@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.models.judge import (
+from kit.models.judge import PairwiseJudge, PointwiseJudge
+from kit.models.judge_prompts import (
     PAIRWISE_PROMPT,
     POINTWISE_PROMPT,
     REMINDER,
     SCORE_LINE,
     WINNER_LINE,
-    PairwiseJudge,
-    PointwiseJudge,
     last_line,
     mark_for,
 )
@@ -43,7 +42,7 @@ def test_every_completion_gets_its_own_score_in_order(server: Server) -> None:
     judge = PointwiseJudge(endpoint(server), workers=3)
     completions = ["a" * number for number in (5, 1, 9, 3, 7, 2, 10)]
     assert judge(["Say a."] * 7, completions) == [5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 10.0]
-    assert judge.metrics() == {"parsed": 7, "unparsable": 0, "failed": 0}
+    assert judge.metrics() == {"parsed": 7, "unparsable": 0, "cut_off": 0, "failed": 0}
     assert 1 < server.most_busy <= 3
     assert {request["temperature"] for request in server.requests} == {0}
     assert {request["model"] for request in server.requests} == {"judge"}
@@ -70,7 +69,7 @@ def test_the_kit_combines_a_judge_and_hears_its_failures(server: Server) -> None
     )  # fmt: skip
     assert totals == [2.0, None, 2.0, 2.0]
     assert by_function == {"pointwise_judge": [4.0, None, 4.0, 4.0]}
-    assert logged == {"pointwise_judge/unparsable": 0.25, "pointwise_judge/failed": 0.0}
+    assert logged == {"pointwise_judge/unparsable": 0.25, "pointwise_judge/cut_off": 0.0, "pointwise_judge/failed": 0.0}
 
 
 LINES = [  # an answer, what its score line says
@@ -118,7 +117,7 @@ def test_an_unreadable_verdict_is_asked_for_once_more_and_then_abstains(server: 
     ]
     server.answer = lambda question: "I like it."
     assert judge(["p"], ["c"]) == [None]
-    assert judge.metrics() == {"parsed": 1, "unparsable": 1, "failed": 0}
+    assert judge.metrics() == {"parsed": 1, "unparsable": 1, "cut_off": 0, "failed": 0}
     assert len(server.requests) == 4
 
 
@@ -143,7 +142,14 @@ def test_both_orders_decide_a_comparison(server: Server) -> None:
     judge = PairwiseJudge(endpoint(server), baseline_column="seed")
     rewards = judge(["p"] * 4, ["good", "poor", "good", "fine"], seed=["poor", "good", "good too", None])
     assert rewards == [1.0, 0.0, 0.5, None]
-    assert judge.metrics() == {"parsed": 6, "unparsable": 0, "failed": 0, "ties": 1, "swapped_disagreement": 0}
+    assert judge.metrics() == {
+        "parsed": 6,
+        "unparsable": 0,
+        "cut_off": 0,
+        "failed": 0,
+        "ties": 1,
+        "swapped_disagreement": 0,
+    }
     orders = {(quoted(q, "answer-A"), quoted(q, "answer-B")) for q in server.questions()}
     assert {("good", "poor"), ("poor", "good"), ("good", "good too"), ("good too", "good")} == orders
 
@@ -162,14 +168,28 @@ def test_a_tie_in_one_order_is_half_and_no_contradiction(server: Server) -> None
     server.answer = lambda q: "Winner: tie" if quoted(q, "answer-A") == "c" else "Winner: A"
     judge = PairwiseJudge(endpoint(server))
     assert judge(["p"], ["c"], baseline=["x"]) == [0.5]
-    assert judge.metrics() == {"parsed": 2, "unparsable": 0, "failed": 0, "ties": 1, "swapped_disagreement": 0}
+    assert judge.metrics() == {
+        "parsed": 2,
+        "unparsable": 0,
+        "cut_off": 0,
+        "failed": 0,
+        "ties": 1,
+        "swapped_disagreement": 0,
+    }
 
 
 def test_a_comparison_without_a_verdict_in_one_order_abstains(server: Server) -> None:
     server.answer = lambda q: "Hm." if quoted(q, "answer-A") == "c" else "Winner: A"
     judge = PairwiseJudge(endpoint(server))
     assert judge(["p"], ["c"], baseline=["x"]) == [None]
-    assert judge.metrics() == {"parsed": 1, "unparsable": 1, "failed": 0, "ties": 0, "swapped_disagreement": 0}
+    assert judge.metrics() == {
+        "parsed": 1,
+        "unparsable": 1,
+        "cut_off": 0,
+        "failed": 0,
+        "ties": 0,
+        "swapped_disagreement": 0,
+    }
 
 
 def test_only_a_lone_last_line_names_a_winner() -> None:
