@@ -1,12 +1,15 @@
 """Judges over HTTP: verdicts read strictly, both orders asked, and no answer talks its way out of its marks."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.models.endpoint import EndpointFailed
 from kit.models.judge import PairwiseJudge, PointwiseJudge
 from kit.models.judge_prompts import (
     PAIRWISE_PROMPT,
@@ -17,8 +20,11 @@ from kit.models.judge_prompts import (
     last_line,
     mark_for,
 )
+from kit.objectives import DPO
+from kit.pairing import best_worst
 from kit.rewards import score
 from tests.chat_server import Server, endpoint, in_turn, quoted, serve
+from tests.conftest import TinyTask, untimed
 
 
 @pytest.fixture
@@ -30,6 +36,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def by_length(question: str) -> str:
     return f"Reasons.\nScore: {len(quoted(question, 'answer'))}"
+
+
+def by_size(question: str) -> str:
+    return f"Score: {1 + len(quoted(question, 'answer').encode()) % 10}"
 
 
 def prefers_good(question: str) -> str:
@@ -124,8 +134,11 @@ def test_an_unreadable_verdict_is_asked_for_once_more_and_then_abstains(server: 
 def test_an_answer_cut_off_at_the_limit_is_no_verdict(server: Server) -> None:
     server.finish_reason = "length"
     server.answer = lambda question: "Score: 1"  # of "Score: 10", perhaps
-    assert PointwiseJudge(endpoint(server, max_tokens=3))(["p"], ["c"]) == [None]
+    judge, logged = PointwiseJudge(endpoint(server, max_tokens=3)), dict[str, float]()
+    assert judge(["p"], ["c"], log_metric=lambda name, value: logged.update({name: value})) == [None]
     assert server.requests[0]["max_tokens"] == 3
+    assert judge.metrics() == {"parsed": 0, "unparsable": 0, "cut_off": 1, "failed": 0}
+    assert logged["pointwise_judge/cut_off"] == 1.0
 
 
 def test_a_judges_own_settings_are_checked(server: Server) -> None:
@@ -233,3 +246,25 @@ def test_a_mark_stands_in_no_text_and_is_the_same_again(texts: list[str]) -> Non
 def test_prompts_say_the_form_that_is_read() -> None:
     assert "Score: <number>" in POINTWISE_PROMPT.splitlines()[-1]
     assert [last_line(line, WINNER_LINE) for line in PAIRWISE_PROMPT.splitlines()[-3:]] == ["A", "B", "tie"]
+
+
+def test_an_outage_stops_the_run_its_records_stay_and_it_resumes(
+    server: Server, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    """18 questions in the first evaluation and 16 a step: after 82 of them four steps are whole."""
+    server.answer = by_size
+    settings: dict[str, Any] = {"objective": DPO(pairing=best_worst), "max_steps": 6, "eval_steps": 6, "save_steps": 2}
+
+    def run(name: str) -> Any:
+        return start(tmp_path / name, task=TinyTask(reward=PointwiseJudge(endpoint(server, retries=0))), **settings)
+
+    run("whole").finish()
+    before = len(server.requests)
+    server.answer = lambda question: by_size(question) if len(server.requests) - before <= 82 else (503, "down")
+    with pytest.raises(EndpointFailed, match="status 503"):
+        run("stopped").finish()
+    kept = untimed(tmp_path / "stopped")
+    assert kept == untimed(tmp_path / "whole")[: len(kept)] and len(kept) == 4
+    server.answer = by_size
+    run("stopped").finish()
+    assert untimed(tmp_path / "stopped") == untimed(tmp_path / "whole")
