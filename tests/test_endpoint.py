@@ -1,9 +1,12 @@
 """Calls of a chat endpoint: faults of a real local server counted and survived, limits kept, the key never shown."""
 
 import json
+import socketserver
+import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -49,7 +52,7 @@ def test_a_fault_that_stays_abstains_for_its_completion_alone(server: Server, fa
     server.answer = lambda question: FAULTS[fault] if quoted(question, "answer") == "bad" else "Score: 3"
     judge = PointwiseJudge(endpoint(server, retries=1))
     assert judge(["p"] * 3, ["fine", "bad", "fine"]) == [3.0, None, 3.0]
-    assert judge.metrics() == {"parsed": 2, "unparsable": 0, "failed": 1}
+    assert judge.metrics() == {"parsed": 2, "unparsable": 0, "cut_off": 0, "failed": 1}
     assert len(server.requests) == 4
 
 
@@ -63,6 +66,34 @@ def test_an_endpoint_that_answers_nothing_stops_the_run(server: Server) -> None:
     server.answer = lambda question: (503, "down")
     with pytest.raises(EndpointFailed, match=r"none of the 2 questions of pointwise_judge was answered: .*status 503"):
         PointwiseJudge(endpoint(server, retries=0))(["p"] * 2, ["c"] * 2)
+
+
+def test_a_server_that_falls_silent_stops_the_run_before_all_questions_are_asked(server: Server) -> None:
+    server.answer = in_turn(*["Score: 3"] * 5, (503, "down"))
+    judge = PointwiseJudge(endpoint(server, retries=0), workers=1)
+    with pytest.raises(EndpointFailed, match=r"expected answers to 100 .*got none to 8 in a row after 5: .*status 503"):
+        judge(["p"] * 100, ["c"] * 100)
+    assert judge.metrics() == {"parsed": 5, "unparsable": 0, "cut_off": 0, "failed": 8}
+    assert len(server.requests) <= 5 + 8 + 1  # the one that was on its way
+
+
+def test_as_many_silent_questions_as_are_asked_at_once_are_an_outage(server: Server) -> None:
+    server.answer = lambda question: (503, "down") if quoted(question, "answer") < "15" else "Score: 3"
+    rewards = PointwiseJudge(endpoint(server, retries=0), workers=6)(["p"] * 10, [str(n) for n in range(8, 18)])
+    assert rewards == [3.0, 3.0, *[None] * 5, 3.0, 3.0, 3.0]  # "8" and "9" sort last; a gap of five is none
+    many = [str(n) for n in range(100, 110)] + [str(n) for n in range(20, 30)]  # ten are none with twelve workers
+    assert PointwiseJudge(endpoint(server, retries=0), workers=12)(["p"] * 20, many) == [*[None] * 10, *[3.0] * 10]
+    with pytest.raises(EndpointFailed, match="got none to 10 in a row"):
+        PointwiseJudge(endpoint(server, retries=0), workers=10)(["p"] * 20, many)
+
+
+def test_conversations_that_the_server_rejects_are_no_outage(server: Server) -> None:
+    server.answer = lambda question: (400, "too long") if quoted(question, "answer") == "bad" else "Score: 3"
+    judge = PointwiseJudge(endpoint(server))
+    assert judge(["p"] * 21, ["bad"] * 20 + ["fine"]) == [*[None] * 20, 3.0]
+    assert len(server.requests) == 21
+    with pytest.raises(EndpointFailed, match=r"none of the 20 questions .* was answered: .*too long"):
+        judge(["p"] * 20, ["bad"] * 20)
 
 
 def test_nobody_listening_is_named(server: Server) -> None:
@@ -79,6 +110,51 @@ def test_a_slow_answer_is_given_up(server: Server, delay_s: float, timeout_s: fl
         PointwiseJudge(endpoint(server, timeout_s=timeout_s, retries=1))(["p"], ["c"])
     assert time.monotonic() - start < 1.9  # a whole trickle would take 2.4 s, an attempt
     assert len(server.requests) == 2
+
+
+TRICKLES = {  # each byte arrives well within the limit of one attempt, the end never does
+    "headers": b"HTTP/1.1 200 OK\r\nX-Wait: ",
+    "an error's body": b"HTTP/1.1 500 no\r\nContent-Length: 1000\r\n\r\n",
+    "a refusal's body": b"HTTP/1.1 401 no\r\nContent-Length: 1000\r\n\r\n",
+    "a body of unknown length": b"HTTP/1.0 200 OK\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", TRICKLES)
+def test_a_trickle_is_cut_off_in_time_whatever_trickles(what: str) -> None:
+    with trickling(TRICKLES[what]) as url:
+        asked = ChatEndpoint(url, "judge", timeout_s=0.4, retries=1, backoff_s=0.1)
+        assert asked.patience_s == pytest.approx(0.9)
+        start = time.monotonic()
+        with pytest.raises(EndpointFailed, match=r"within 2 attempts, got TimeoutError: .* longer than 0\.4 s"):
+            asked.ask([{"role": "user", "content": "q"}])
+        assert 0.9 <= time.monotonic() - start < 2  # ten seconds and more, if each byte were waited for
+
+
+@contextmanager
+def trickling(beginning: bytes) -> Iterator[str]:
+    """An address where every request gets `beginning` and then a byte at a time, until the client hangs up."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(beginning)
+            with suppress(OSError):
+                for _ in range(400):
+                    self.request.sendall(b" ")
+                    time.sleep(0.05)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_patience_counts_attempts_and_waits_up_to_a_minute_each() -> None:
+    asked = ChatEndpoint("http://127.0.0.1/v1", "judge", timeout_s=10.0, retries=4, backoff_s=20.0)
+    assert asked.patience_s == 5 * 10 + 20 + 40 + 60 + 60
 
 
 def test_waits_grow_between_attempts(server: Server) -> None:
@@ -144,7 +220,21 @@ def test_a_key_that_disappears_is_named(server: Server, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "127.0.0.1/v1", "http://u:secret@h/v1", "https://h/v1?key=secret", "http:///v1"]
+    "url",
+    [
+        "file:///etc/passwd",
+        "127.0.0.1/v1",
+        "http://u:secret@h/v1",
+        "https://h/v1?key=secret",
+        "http:///v1",
+        "http://h:port/v1",
+        "http://h:70000/v1",
+        "http://h:0/v1",
+        "http://h /v1",
+        "http://h/v1\n",
+        "http://h/v1#secret",
+        "http://[h/v1",
+    ],
 )
 def test_an_address_that_cannot_be_right_or_holds_a_key_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected base_url as http") as caught:
@@ -152,7 +242,18 @@ def test_an_address_that_cannot_be_right_or_holds_a_key_is_refused(url: str) -> 
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"timeout_s": 0.0}, {"retries": -1}, {"backoff_s": -1.0}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timeout_s": 0.0},
+        {"timeout_s": float("nan")},
+        {"timeout_s": float("inf")},
+        {"retries": -1},
+        {"backoff_s": -1.0},
+        {"backoff_s": float("nan")},
+        {"max_tokens": 0},
+    ],
+)
 def test_a_setting_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected timeout_s > 0, retries >= 0"):
         ChatEndpoint("http://127.0.0.1/v1", "judge", **change)

@@ -1,25 +1,30 @@
 """Judges over HTTP: verdicts read strictly, both orders asked, and no answer talks its way out of its marks."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.models.judge import (
+from kit.models.endpoint import EndpointFailed
+from kit.models.judge import PairwiseJudge, PointwiseJudge
+from kit.models.judge_prompts import (
     PAIRWISE_PROMPT,
     POINTWISE_PROMPT,
     REMINDER,
     SCORE_LINE,
     WINNER_LINE,
-    PairwiseJudge,
-    PointwiseJudge,
     last_line,
     mark_for,
 )
+from kit.objectives import DPO
+from kit.pairing import best_worst
 from kit.rewards import score
 from tests.chat_server import Server, endpoint, in_turn, quoted, serve
+from tests.conftest import TinyTask, untimed
 
 
 @pytest.fixture
@@ -33,6 +38,10 @@ def by_length(question: str) -> str:
     return f"Reasons.\nScore: {len(quoted(question, 'answer'))}"
 
 
+def by_size(question: str) -> str:
+    return f"Score: {1 + len(quoted(question, 'answer').encode()) % 10}"
+
+
 def prefers_good(question: str) -> str:
     first, second = ("good" in quoted(question, f"answer-{letter}") for letter in "AB")
     return f"Reasons.\nWinner: {'tie' if first == second else 'A' if first else 'B'}"
@@ -43,7 +52,7 @@ def test_every_completion_gets_its_own_score_in_order(server: Server) -> None:
     judge = PointwiseJudge(endpoint(server), workers=3)
     completions = ["a" * number for number in (5, 1, 9, 3, 7, 2, 10)]
     assert judge(["Say a."] * 7, completions) == [5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 10.0]
-    assert judge.metrics() == {"parsed": 7, "unparsable": 0, "failed": 0}
+    assert judge.metrics() == {"parsed": 7, "unparsable": 0, "cut_off": 0, "failed": 0}
     assert 1 < server.most_busy <= 3
     assert {request["temperature"] for request in server.requests} == {0}
     assert {request["model"] for request in server.requests} == {"judge"}
@@ -70,7 +79,7 @@ def test_the_kit_combines_a_judge_and_hears_its_failures(server: Server) -> None
     )  # fmt: skip
     assert totals == [2.0, None, 2.0, 2.0]
     assert by_function == {"pointwise_judge": [4.0, None, 4.0, 4.0]}
-    assert logged == {"pointwise_judge/unparsable": 0.25, "pointwise_judge/failed": 0.0}
+    assert logged == {"pointwise_judge/unparsable": 0.25, "pointwise_judge/cut_off": 0.0, "pointwise_judge/failed": 0.0}
 
 
 LINES = [  # an answer, what its score line says
@@ -118,15 +127,18 @@ def test_an_unreadable_verdict_is_asked_for_once_more_and_then_abstains(server: 
     ]
     server.answer = lambda question: "I like it."
     assert judge(["p"], ["c"]) == [None]
-    assert judge.metrics() == {"parsed": 1, "unparsable": 1, "failed": 0}
+    assert judge.metrics() == {"parsed": 1, "unparsable": 1, "cut_off": 0, "failed": 0}
     assert len(server.requests) == 4
 
 
 def test_an_answer_cut_off_at_the_limit_is_no_verdict(server: Server) -> None:
     server.finish_reason = "length"
     server.answer = lambda question: "Score: 1"  # of "Score: 10", perhaps
-    assert PointwiseJudge(endpoint(server, max_tokens=3))(["p"], ["c"]) == [None]
+    judge, logged = PointwiseJudge(endpoint(server, max_tokens=3)), dict[str, float]()
+    assert judge(["p"], ["c"], log_metric=lambda name, value: logged.update({name: value})) == [None]
     assert server.requests[0]["max_tokens"] == 3
+    assert judge.metrics() == {"parsed": 0, "unparsable": 0, "cut_off": 1, "failed": 0}
+    assert logged["pointwise_judge/cut_off"] == 1.0
 
 
 def test_a_judges_own_settings_are_checked(server: Server) -> None:
@@ -143,7 +155,14 @@ def test_both_orders_decide_a_comparison(server: Server) -> None:
     judge = PairwiseJudge(endpoint(server), baseline_column="seed")
     rewards = judge(["p"] * 4, ["good", "poor", "good", "fine"], seed=["poor", "good", "good too", None])
     assert rewards == [1.0, 0.0, 0.5, None]
-    assert judge.metrics() == {"parsed": 6, "unparsable": 0, "failed": 0, "ties": 1, "swapped_disagreement": 0}
+    assert judge.metrics() == {
+        "parsed": 6,
+        "unparsable": 0,
+        "cut_off": 0,
+        "failed": 0,
+        "ties": 1,
+        "swapped_disagreement": 0,
+    }
     orders = {(quoted(q, "answer-A"), quoted(q, "answer-B")) for q in server.questions()}
     assert {("good", "poor"), ("poor", "good"), ("good", "good too"), ("good too", "good")} == orders
 
@@ -162,14 +181,28 @@ def test_a_tie_in_one_order_is_half_and_no_contradiction(server: Server) -> None
     server.answer = lambda q: "Winner: tie" if quoted(q, "answer-A") == "c" else "Winner: A"
     judge = PairwiseJudge(endpoint(server))
     assert judge(["p"], ["c"], baseline=["x"]) == [0.5]
-    assert judge.metrics() == {"parsed": 2, "unparsable": 0, "failed": 0, "ties": 1, "swapped_disagreement": 0}
+    assert judge.metrics() == {
+        "parsed": 2,
+        "unparsable": 0,
+        "cut_off": 0,
+        "failed": 0,
+        "ties": 1,
+        "swapped_disagreement": 0,
+    }
 
 
 def test_a_comparison_without_a_verdict_in_one_order_abstains(server: Server) -> None:
     server.answer = lambda q: "Hm." if quoted(q, "answer-A") == "c" else "Winner: A"
     judge = PairwiseJudge(endpoint(server))
     assert judge(["p"], ["c"], baseline=["x"]) == [None]
-    assert judge.metrics() == {"parsed": 1, "unparsable": 1, "failed": 0, "ties": 0, "swapped_disagreement": 0}
+    assert judge.metrics() == {
+        "parsed": 1,
+        "unparsable": 1,
+        "cut_off": 0,
+        "failed": 0,
+        "ties": 0,
+        "swapped_disagreement": 0,
+    }
 
 
 def test_only_a_lone_last_line_names_a_winner() -> None:
@@ -213,3 +246,25 @@ def test_a_mark_stands_in_no_text_and_is_the_same_again(texts: list[str]) -> Non
 def test_prompts_say_the_form_that_is_read() -> None:
     assert "Score: <number>" in POINTWISE_PROMPT.splitlines()[-1]
     assert [last_line(line, WINNER_LINE) for line in PAIRWISE_PROMPT.splitlines()[-3:]] == ["A", "B", "tie"]
+
+
+def test_an_outage_stops_the_run_its_records_stay_and_it_resumes(
+    server: Server, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    """18 questions in the first evaluation and 16 a step: after 82 of them four steps are whole."""
+    server.answer = by_size
+    settings: dict[str, Any] = {"objective": DPO(pairing=best_worst), "max_steps": 6, "eval_steps": 6, "save_steps": 2}
+
+    def run(name: str) -> Any:
+        return start(tmp_path / name, task=TinyTask(reward=PointwiseJudge(endpoint(server, retries=0))), **settings)
+
+    run("whole").finish()
+    before = len(server.requests)
+    server.answer = lambda question: by_size(question) if len(server.requests) - before <= 82 else (503, "down")
+    with pytest.raises(EndpointFailed, match="status 503"):
+        run("stopped").finish()
+    kept = untimed(tmp_path / "stopped")
+    assert kept == untimed(tmp_path / "whole")[: len(kept)] and len(kept) == 4
+    server.answer = by_size
+    run("stopped").finish()
+    assert untimed(tmp_path / "stopped") == untimed(tmp_path / "whole")

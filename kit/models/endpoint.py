@@ -6,10 +6,15 @@ redirect is not followed, because the key would travel along.
 
 import http.client
 import json
+import math
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,9 +33,48 @@ class EndpointFailed(RuntimeError):
     """This call got no answer, after all its attempts."""
 
 
+class ConversationRejected(EndpointFailed):
+    """The server is there and rejects this conversation, because it is too long for the model, for instance."""
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
+
+
+class _Line(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """The connection of one request, which can be cut whatever the server is sending just then.
+
+    (A socket's own limit starts anew with every byte.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_cut = False
+        self._socket: socket.socket | None = None
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **http_conn_args: Any) -> Any:
+        def connection(host: str, **arguments: Any) -> http.client.HTTPConnection:
+            made: http.client.HTTPConnection = http_class(host, **arguments)
+            made.connect = self._watched(made, made.connect)
+            return made
+
+        return super().do_open(connection, req, **http_conn_args)  # type: ignore[arg-type]
+
+    def _watched(self, made: http.client.HTTPConnection, connect: Callable[[], None]) -> Callable[[], None]:
+        def connect_and_remember() -> None:
+            connect()
+            self._socket = made.sock
+            if self.is_cut:
+                raise TimeoutError
+
+        return connect_and_remember
+
+    def cut(self) -> None:
+        self.is_cut = True
+        if self._socket:
+            with suppress(OSError):  # it is closed already
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True)
@@ -41,7 +85,7 @@ class ChatEndpoint:
         base_url: such as "http://127.0.0.1:8000/v1"; `/chat/completions` is added.
         model: the model's name there.
         api_key_env: name of the environment variable that holds the key; `None` for a server that wants none.
-        timeout_s: seconds for one attempt, > 0.
+        timeout_s: seconds for one attempt, from connecting to the answer's last byte, > 0.
         retries: further attempts after a failed one.
         backoff_s: seconds before the first retry, doubled before each next one, at most 60.
         max_tokens: of an answer.
@@ -59,79 +103,86 @@ class ChatEndpoint:
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if (
-            parts.scheme not in {"http", "https"}
-            or not parts.hostname
-            or parts.username
-            or parts.password
-            or parts.query
-        ):
+        if not _is_plain_address(self.base_url):
             raise ValueError(
                 "expected base_url as http(s)://host[:port]/path, without a user, password or query, got another form "
-                f"with scheme {parts.scheme!r}: put a key into an environment variable and name it in api_key_env"
+                "(not shown here): put a key into an environment variable and name it in api_key_env"
             )
-        if self.timeout_s <= 0 or self.retries < 0 or self.backoff_s < 0 or self.max_tokens < 1:
+        is_in_range = 0 < self.timeout_s < math.inf and 0 <= self.backoff_s < math.inf
+        if not is_in_range or self.retries < 0 or self.max_tokens < 1:
             raise ValueError(
                 "expected timeout_s > 0, retries >= 0, backoff_s >= 0 and max_tokens >= 1, got "
                 f"{self.timeout_s}, {self.retries}, {self.backoff_s} and {self.max_tokens}"
             )
         self._key()
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds after which `ask` has given up, all attempts and the waits between them."""
+        return (self.retries + 1) * self.timeout_s + sum(self._wait_s(retry) for retry in range(self.retries))
+
     def ask(self, messages: Messages) -> str | None:
         """The answer to a conversation, at temperature 0; `None` if it was cut off at `max_tokens`.
 
         Raises:
             EndpointRefused: if the server refuses in a way that every call will meet.
-            EndpointFailed: if no attempt brought an answer, or the server rejects this conversation.
+            EndpointFailed: if no attempt brought an answer; ConversationRejected: if this conversation is the reason.
         """
         self._key()  # outside of what is tried again
         problem = ""
         for attempt in range(self.retries + 1):
             if attempt:
-                time.sleep(min(60.0, self.backoff_s * 2 ** (attempt - 1)))
+                time.sleep(self._wait_s(attempt - 1))
             answer, problem = self._attempt(messages)
             if not problem:
                 return answer
         raise EndpointFailed(f"expected an answer of {self.base_url} within {self.retries + 1} attempts, got {problem}")
 
+    def _wait_s(self, retry: int) -> float:
+        return min(60.0, self.backoff_s * 2**retry)
+
     def _attempt(self, messages: Messages) -> tuple[str | None, str]:
         """The answer and an empty string, or what went wrong and may pass."""
         try:
-            return _content(self._post(messages)), ""
-        except urllib.error.HTTPError as error:
-            problem = self._cleared(f"status {error.code} {error.reason}: {_said(error)}")
-            if error.code in MISCONFIGURED or error.code < 400:
-                raise EndpointRefused(
-                    f"expected {self.base_url} to answer for model {self.model!r}, got {problem}; correct base_url, "
-                    f"model or the key in the variable that api_key_env names ({self.api_key_env})"
-                ) from None  # the cause may quote the key
-            if error.code < 500 and error.code not in PASSING:
-                raise EndpointFailed(f"expected {self.base_url} to take the conversation, got {problem}") from None
-            return None, problem
+            status, reason, body = self._post(messages)
+            if status == 200:
+                return _content(body), ""
         except (OSError, http.client.HTTPException) as error:  # refused, reset, too slow, not HTTP
             return None, self._cleared(f"{type(error).__name__}: {error}")
         except (ValueError, RecursionError) as error:  # not the JSON of a chat completion
             return None, self._cleared(f"an unreadable answer ({type(error).__name__}: {error})")
+        problem = self._cleared(f"status {status} {reason}: {body[: 1 << 16].decode(errors='replace')}")
+        if status in MISCONFIGURED or status < 400:
+            raise EndpointRefused(
+                f"expected {self.base_url} to answer for model {self.model!r}, got {problem}; correct base_url, "
+                f"model or the key in the variable that api_key_env names ({self.api_key_env})"
+            )
+        if status < 500 and status not in PASSING:
+            raise ConversationRejected(f"expected {self.base_url} to take the conversation, got {problem}")
+        return None, problem
 
-    def _post(self, messages: Messages) -> bytes:
+    def _post(self, messages: Messages) -> tuple[int, str, bytes]:
+        """Status, its reason and the body, of whatever kind."""
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
         headers = {"Content-Type": "application/json"}
         if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         address = f"{self.base_url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
-        deadline = time.monotonic() + self.timeout_s
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout_s) as response:
-            chunks, size = [], 0
-            while chunk := response.read1(1 << 16):
-                chunks.append(chunk)
-                size += len(chunk)
-                if time.monotonic() > deadline:  # the socket's own limit starts anew with every byte
-                    raise TimeoutError(f"the answer took longer than {self.timeout_s} s")
-                if size > MAX_ANSWER_BYTES:
-                    raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-        return b"".join(chunks)
+        line = _Line()
+        timer = threading.Timer(self.timeout_s, line.cut)
+        timer.start()
+        too_slow = TimeoutError(f"timed out: the whole answer took longer than {self.timeout_s} s")
+        try:
+            with _opened(line, request, self.timeout_s) as response:
+                found = response.status, response.reason, response.read(MAX_ANSWER_BYTES + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise (too_slow if line.is_cut else error) from None
+        finally:
+            timer.cancel()
+        if line.is_cut:  # in the middle of a body whose end the server had not announced
+            raise too_slow
+        return found
 
     def _key(self) -> str | None:
         if self.api_key_env is None:
@@ -150,8 +201,30 @@ class ChatEndpoint:
         return (text.replace(key, "[the API key]") if key else text)[:500]
 
 
+def _is_plain_address(text: str) -> bool:
+    """Whether it is http(s)://host[:port]/path and nothing more."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    if not text.isprintable() or " " in text or port == 0 or parts.scheme not in {"http", "https"}:
+        return False
+    return bool(parts.hostname) and not (parts.username or parts.password or parts.query or parts.fragment)
+
+
+def _opened(line: _Line, request: urllib.request.Request, timeout_s: float) -> Any:
+    """The response, an error's too."""
+    try:
+        return urllib.request.build_opener(_NoRedirect, line).open(request, timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        return error
+
+
 def _content(body: bytes) -> str | None:
-    """The text of a chat completion."""
+    """The text of a chat completion; `None` if it was cut off."""
+    if len(body) > MAX_ANSWER_BYTES:
+        raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
     try:
         choice = json.loads(body)["choices"][0]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
@@ -162,12 +235,3 @@ def _content(body: bytes) -> str | None:
     if not isinstance(text, str):
         raise ValueError(f"choices[0].message.content is {type(text).__name__}, not text")
     return text
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """An error's body."""
-    try:
-        with error:
-            return error.read(1 << 16).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return "(nothing readable)"
