@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+from pyarrow import ArrowInvalid
+
 from kit.rewards.combine import RewardFunction
 from kit.tasks.task import Split
 from kit.types import Prompt
@@ -36,28 +38,34 @@ def read(path: str, split: str = "train") -> Any:
     Raises:
         ModuleNotFoundError: if `datasets` is not installed.
         FileNotFoundError, ConnectionError: if there is no such data set, or it cannot be reached.
-        ValueError: if a file cannot be read as what its name says, or has no rows.
+        ValueError: if a file cannot be read as what its name says, or has no rows, or the data set is a script.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("expected the package datasets: pip install '.[gpu]' brings it") from error
+        raise ModuleNotFoundError("expected the package datasets, came none: pip install '.[gpu]'") from error
     suffix = next((suffix for suffix in FILE_FORMATS if path.endswith(suffix)), None)
     try:
         if suffix:
-            rows = datasets.load_dataset(FILE_FORMATS[suffix], data_files=path, split="train")
-        else:
-            rows = datasets.load_dataset(path, split=split)
+            return datasets.load_dataset(FILE_FORMATS[suffix], data_files=path, split="train")
+        return datasets.load_dataset(path, split=split)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"expected a data set at {path}, came none: {error}: {ADVICE}") from error
     except ConnectionError as error:
         raise ConnectionError(f"expected to reach the data set {path}: {error}: {ADVICE}") from error
-    except (datasets.exceptions.DatasetGenerationError, StopIteration) as error:  # StopIteration: a file of 0 bytes
-        reason = error.__cause__ or "it has no rows"
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise ValueError(
+            f"expected data in {path}, came a loading script: give path= one of its files, hf://datasets/{path}/FILE"
+        ) from error
+    except (datasets.exceptions.DatasetGenerationError, ArrowInvalid) as error:
+        reason = error.__cause__ or error
         raise ValueError(f"expected {suffix or 'data'} in {path}, came what cannot be read: {reason}") from error
-    if not len(rows):
-        raise ValueError(f"expected at least one row in {path}, came none")
-    return rows
+    except (ValueError, StopIteration) as error:
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise ValueError(f"expected at least one row in {path}, came none: {ADVICE}") from error
+        raise
 
 
 def column_of(rows: Any, path: str, *names: str) -> str:

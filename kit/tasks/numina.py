@@ -10,7 +10,7 @@ not say which of the two versions it filters (looked up on 2026-11-24; both Apac
   "notfound"; its solutions often have no box. The default, since only it says what kind of question a row is.
 - `AI-MO/NuminaMath-CoT` (859,494 rows): columns `source`, `problem`, `solution`, `messages`. The reference is the last
   \boxed{...} of the solution. A problem without one counts as a proof here; one whose box holds a letter, or that lists
-  options A, B, C, as multiple choice.
+  options A, B, C, D, as multiple choice.
 
 The same problem often stands there twice: it is kept once, where it first occurs, and then the splits are drawn. So
 expect fewer problems than the paper counts; `NuminaMath().counts()` says what became of every row.
@@ -55,7 +55,7 @@ MATH_TEMPLATE = (
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 MARK = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace, or whatever a backslash makes something else
 LETTER = re.compile(r"(?:\\(?:text|textbf|textrm|mathrm|mathbf)\s*\{\s*)*(?:\(?[A-E]\)?[\s}.]*$|\([A-E]\))")
-OPTIONS = re.compile(r"(?<![A-Za-z])A\s*[.:)].*(?<![A-Za-z])B\s*[.:)].*(?<![A-Za-z])C\s*[.:)]", re.DOTALL)
+OPTION = re.compile(r"(?<![A-Za-z])([A-E])\s*[.:)]")  # A. or A: or (A)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class NuminaMath:
 
     Attributes:
         path: a name on the hub or a file (see `kit.tasks.dataset.read`), of either schema in the module's docstring.
-        num_train: at most so many problems train; None = all that are not held out. The paper's combined run: 100,000.
+        num_train: how many train; None = all that are not held out. The paper's combined run: 100,000.
         num_validation, num_test: held out.
         max_characters: longer problems are dropped; None = none. The paper's limit is not stated.
         seed: of the shuffle.
@@ -121,6 +121,17 @@ def last_boxed(solution: str) -> str | None:
     return None
 
 
+def is_multiple_choice(problem: str, answer: str) -> bool:
+    r"""A guess where no column says so: the answer is a letter or starts with one, or four options are listed.
+
+    >>> is_multiple_choice("Which is prime? A: 4 B: 5 C: 6 D: 8", "5"), is_multiple_choice("?", r"\textbf{(B)}\ 5")
+    (True, True)
+    >>> is_multiple_choice("Find A. B is twice A.", "5"), is_multiple_choice("Factor it.", "(A+1)^2")
+    (False, False)
+    """
+    return bool(LETTER.match(answer)) or "ABCD" in "".join(OPTION.findall(problem))
+
+
 @cache
 def _load(task: NuminaMath) -> tuple[dict[Split, tuple[Prompt, ...]], dict[str, int]]:
     counts: Counter[str] = Counter(rows=0)
@@ -130,10 +141,11 @@ def _load(task: NuminaMath) -> tuple[dict[Split, tuple[Prompt, ...]], dict[str, 
         counts["duplicate" if where in problems else "kept"] += 1
         problems.setdefault(where, (problem, answer))
     held_out = task.num_validation + task.num_test
-    if len(problems) <= held_out:
+    if len(problems) < held_out + (task.num_train or 1):
         raise ValueError(
-            f"expected more than num_validation + num_test = {held_out} problems with an answer in {task.path}, came "
-            f"{describe_counts(counts)}: lower the two, or give path= a data set with more problems"
+            f"expected num_validation={task.num_validation}, num_test={task.num_test} and num_train={task.num_train} "
+            f"problems with an answer in {task.path}, came {describe_counts(counts)}: lower one of the three, or give "
+            "path= a data set with more problems"
         )
     shuffled = [problems[where] for where in sorted(problems)]
     last = None if task.num_train is None else held_out + task.num_train
@@ -180,7 +192,7 @@ def _reason_to_drop(row: Mapping[str, Any], answer: str | None) -> str | None:
         return "without a problem"
     if kind == "proof" or ("answer" not in row and answer is None):
         return "proof"
-    if kind == "mcq" or ("answer" not in row and (LETTER.match(answer or "") or OPTIONS.search(row["problem"]))):
+    if kind == "mcq" or ("answer" not in row and is_multiple_choice(row["problem"], answer or "")):
         return "multiple choice"
     if not is_text(answer) or canonical(str(answer)).casefold() in NO_ANSWER:
         return "without an answer"
