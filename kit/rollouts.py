@@ -94,10 +94,12 @@ def rollout_columns(groups: Sequence[Group], selected: Sequence[Sequence[Example
 
 def completion_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """One row a rollout of an evaluation, for its parquet file."""
-    rows = [(g.prompt.id, r.text, reward) for g in groups for r, reward in zip(g.rollouts, g.rewards, strict=True)]
+    rows = [(group, *pair) for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
     return {
-        name: list(values)
-        for name, values in zip(("prompt_id", "completion", "reward"), zip(*rows, strict=True), strict=True)
+        "prompt_id": [group.prompt.id for group, _, _ in rows],
+        "completion": [rollout.text for _, rollout, _ in rows],
+        "tokens": [len(rollout.completion_ids) for _, rollout, _ in rows],
+        "reward": [reward for _, _, reward in rows],
     }
 
 

@@ -1,6 +1,7 @@
 """The recipe of the embedded reward models: preferences by hand, quality of known scorers, rebuilds to the bit."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_pairs_are_all_pairs_of_a_request_with_the_first_minus_the_second() -> N
 
 def test_an_annotator_without_noise_prefers_the_better_one_of_every_pair() -> None:
     batch = [Comparable(((1,), (2,)), (1.0, 5.0), (1, 1)), Comparable(((3,), (4,), (5,)), (0.0, 9.0, 4.0), (1, 1, 1))]
-    chosen, rejected = _preferences(batch, BradleyTerry(temperature=1e-3), random.Random(0))
+    chosen, rejected = _preferences(batch, BradleyTerry(temperature=1e-3), 1, random.Random(0))
     # rows 0, 1 are the first request's, 2 to 4 the second's
     assert list(zip(chosen, rejected, strict=True)) == [(1, 0), (3, 2), (4, 2), (3, 4)]
 
@@ -55,6 +56,15 @@ def test_samples_are_what_the_reward_model_will_read(groups: list[Comparable], s
             assert reward._encode([{"role": "user", "content": asked}], text) == list(row)
             topic = next(p.columns["topic"] for p in chat_prompts()["validation"] if p.content[0]["content"] == asked)
             assert (gold_utility([text], [topic]), len(text.split())) == ([utility], length)
+
+
+def test_every_pair_gets_as_many_opinions_as_asked_for() -> None:
+    batch = [Comparable(((1,), (2,), (3,)), (0.0, 0.0, 0.0), (1, 1, 1))]
+    chosen, rejected = _preferences(batch, BradleyTerry(), 100, random.Random(0))
+    pairs = Counter(frozenset(pair) for pair in zip(chosen, rejected, strict=True))
+    assert pairs == {frozenset(pair): 100 for pair in ((0, 1), (0, 2), (1, 2))}
+    # Of equal answers each wins half of its 200 comparisons; five standard deviations are 35.
+    assert all(abs(chosen.count(row) - 100) < 36 for row in range(3))
 
 
 class Scorer(LlamaForSequenceClassification):

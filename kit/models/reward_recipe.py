@@ -45,8 +45,9 @@ class RewardRecipe:
     annotator: BradleyTerry
     requests: int = 25_600  # whose completions are compared
     steps: int = 3200
-    batch_size: int = 16  # requests a step; all pairs of a request's completions are compared, anew at every pass
-    learning_rate: float = 1e-3  # peak, after a linear warm-up, then a cosine to zero
+    batch_size: int = 16  # requests a step; all pairs of a request's completions are compared
+    opinions: int = 8  # preferences drawn for a pair, each time that it is seen
+    learning_rate: float = 3e-4  # peak, after a linear warm-up, then a cosine to zero
     warmup_steps: int = 50
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -121,7 +122,7 @@ def train(recipe: RewardRecipe, groups: Sequence[Comparable], model: LlamaForSeq
         start = step * recipe.batch_size % len(groups)
         batch = groups[start : start + recipe.batch_size]
         scores = _scores(model, [row for group in batch for row in group.tokens])
-        chosen, rejected = _preferences(batch, recipe.annotator, rng)
+        chosen, rejected = _preferences(batch, recipe.annotator, recipe.opinions, rng)
         loss, metrics = bradley_terry_loss(scores[chosen], scores[rejected])
         optimizer.zero_grad()
         loss.backward()
@@ -134,12 +135,12 @@ def train(recipe: RewardRecipe, groups: Sequence[Comparable], model: LlamaForSeq
 
 
 def _preferences(
-    batch: Sequence[Comparable], annotator: BradleyTerry, rng: random.Random
+    batch: Sequence[Comparable], annotator: BradleyTerry, opinions: int, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Rows of the preferred and of the other completion of every pair, counted through the batch."""
+    """Rows of the preferred and of the other completion, counted through the batch; every pair comes `opinions` times."""
     rows, start = [], 0
     for group in batch:
-        rows += [(start + a, start + b, gap, length_gap) for a, b, gap, length_gap in group.pairs()]
+        rows += [(start + a, start + b, gap, length_gap) for a, b, gap, length_gap in group.pairs()] * opinions
         start += len(group.tokens)
     is_first = annotator.draw([row[2] for row in rows], [row[3] for row in rows], rng)
     ordered = [(a, b) if first else (b, a) for (a, b, _, _), first in zip(rows, is_first, strict=True)]
