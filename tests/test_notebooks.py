@@ -17,7 +17,13 @@ PARAMETERS = {
     "04_sync_schedules.ipynb": {"steps": 10, "num_seeds": 2},
     "05_one_run.ipynb": SMALL | {"eval_samples": 2, "save_steps": 1, "sync_interval": 1},
     "07_non_verifiable.ipynb": SMALL | {"eval_samples": 1},
-    "08_multi_task.ipynb": {name: SMALL[name] for name in SMALL if name != "max_steps"} | {"steps_per_task": 1, "eval_samples": 1},
+    "08_multi_task.ipynb": {
+        "steps_per_task": 1,
+        "prompts_per_step": 4,
+        "eval_prompts": 8,
+        "eval_samples": 1,
+        "num_threads": 1,
+    },
 }
 
 

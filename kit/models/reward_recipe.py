@@ -137,7 +137,7 @@ def train(recipe: RewardRecipe, groups: Sequence[Comparable], model: LlamaForSeq
 def _preferences(
     batch: Sequence[Comparable], annotator: BradleyTerry, opinions: int, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Rows of the preferred and of the other completion, counted through the batch; every pair comes `opinions` times."""
+    """Rows of the preferred and of the other completion, counted through the batch; a pair comes `opinions` times."""
     rows, start = [], 0
     for group in batch:
         rows += [(start + a, start + b, gap, length_gap) for a, b, gap, length_gap in group.pairs()] * opinions
