@@ -68,7 +68,8 @@ class _Judge(Generic[Verdict]):
 
         Raises:
             EndpointFailed: if no question got an answer, or `OUTAGE` in a row got none, so that the run does not go on
-                without its reward; at most two of the endpoint's `patience_s` after its last answer.
+                without its reward. With 8 workers or more that is at most three times the endpoint's `patience_s` after
+                its last answer: questions among which others were answered, those after them, those on their way.
         """
         before, in_a_row = dict(self._counts), 0
         outcomes: list[_Outcome[Verdict]] = []

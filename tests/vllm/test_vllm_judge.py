@@ -117,7 +117,7 @@ def test_noise_is_no_verdict_and_only_the_key_opens(untrained: VllmServer) -> No
 
 
 def test_a_server_killed_in_the_middle_is_an_error_within_the_stated_time(untrained: VllmServer) -> None:
-    judge = PointwiseJudge(endpoint(untrained, api_key_env="JUDGE_KEY", timeout_s=5.0), workers=4)
+    judge = PointwiseJudge(endpoint(untrained, api_key_env="JUDGE_KEY", timeout_s=5.0), workers=8)
     completions = [f"completion {number}" for number in range(10_000)]
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(judge, ["p"] * len(completions), completions)
@@ -129,7 +129,7 @@ def test_a_server_killed_in_the_middle_is_an_error_within_the_stated_time(untrai
             EndpointFailed, match=r"expected answers to 10000 questions .*, got none to 8 in a row after"
         ):
             asking.result()
-        assert time.monotonic() - killed < 2 * judge.endpoint.patience_s
+        assert time.monotonic() - killed < 3 * judge.endpoint.patience_s
     counts = judge.metrics()
     assert counts["unparsable"] + counts["cut_off"] > 0 and 8 <= counts["failed"] < 100
 
