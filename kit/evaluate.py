@@ -42,12 +42,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class JudgedEvaluation:
-    """What an evaluation by comparison found. A comparison that the judge could not decide is left out, and counted."""
+class WinRates:
+    """Of completions against the baseline's. A comparison that the judge could not decide is left out, and counted."""
 
-    win_rate: Interval  # of completions sampled as in training, each against one of the baseline's; over prompts
-    length_controlled_win_rate: float | None  # at equal length, in characters; None for fewer than five comparisons
+    plain: Interval  # over prompts
+    length_controlled: float | None  # at equal length, in characters; None for fewer than five comparisons
     unjudged: float  # fraction of the comparisons
+
+    def metrics(self) -> dict[str, float]:
+        """Flat, as they are logged."""
+        found = {"eval/unjudged": self.unjudged} | _flat("win_rate", self.plain)
+        controlled = self.length_controlled
+        return found | ({} if controlled is None else {"eval/length_controlled_win_rate": controlled})
+
+
+@dataclass(frozen=True)
+class JudgedEvaluation:
+    """What an evaluation found where no answer is right or wrong, on completions sampled as in training."""
+
+    win_rates: WinRates | None  # None without a judge that compares
     means: Mapping[str, float]  # of each reward and pointwise function
     reward: float | None  # mean total reward; None if no function could judge any
     entropy: float  # nats per token, on these samples
@@ -56,12 +69,10 @@ class JudgedEvaluation:
 
     def metrics(self) -> dict[str, float]:
         """Flat, as they are logged."""
-        found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length, "eval/unjudged": self.unjudged}
+        found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length}
         found |= {} if self.reward is None else {"eval/reward": self.reward}
         found |= {f"eval/rewards/{name}/mean": mean for name, mean in self.means.items()}
-        if self.length_controlled_win_rate is not None:
-            found["eval/length_controlled_win_rate"] = self.length_controlled_win_rate
-        return found | _flat("win_rate", self.win_rate)
+        return found | (self.win_rates.metrics() if self.win_rates else {})
 
 
 def _flat(name: str, interval: Interval) -> dict[str, float]:
@@ -145,59 +156,51 @@ def evaluate_by_judging(
     """
     require_baseline(judging, prompts)
     groups = score_groups(sampler.generate(prompts, samples, seed=seed, sampling=sampling), functions, weights)
-    baseline = [
-        judging.baseline[group.prompt.id][index % len(judging.baseline[group.prompt.id])]
+    judged = score_groups(groups, judging.pointwise, [1.0] * len(judging.pointwise)) if judging.pointwise else []
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = [reward for group in groups for reward in group.rewards if reward is not None]
+    return JudgedEvaluation(
+        win_rates=_win_rates(groups, judging.pairwise, judging.baseline) if judging.pairwise else None,
+        means=_means([*groups, *judged]),
+        reward=statistics.fmean(rewards) if rewards else None,
+        entropy=statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
+        mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
+        groups=tuple(groups),
+    )
+
+
+def _win_rates(groups: Sequence[Group], pairwise: RewardFunction, baseline: Mapping[str, Sequence[str]]) -> WinRates:
+    opponents = [
+        baseline[group.prompt.id][index % len(baseline[group.prompt.id])]
         for group in groups
-        for index in range(samples)
+        for index in range(len(group.rollouts))
     ]
-    outcomes, pointwise = _judged(groups, judging, baseline)
-    return _evaluation_of(groups, outcomes, baseline, _means([*groups, *pointwise]))
+    each = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+    columns = {"baseline": [_as_completion(prompt, text) for (prompt, _), text in zip(each, opponents, strict=True)]}
+    by_prompt = [group.rewards for group in score_groups(groups, [pairwise], [1.0], columns)]
+    outcomes = [outcome for of_prompt in by_prompt for outcome in of_prompt]
+    rows = zip(outcomes, each, opponents, strict=True)
+    decided = [(outcome, len(r.text) - len(text)) for outcome, (_, r), text in rows if outcome is not None]
+    if not decided:
+        raise ValueError(f"expected the judge to decide at least one of {len(outcomes)} comparisons, came none")
+    rates = [[statistics.fmean(o for o in row if o is not None)] for row in by_prompt if set(row) != {None}]
+    return WinRates(
+        plain=cluster_bootstrap(torch.tensor(rates, dtype=torch.float64), seed=0, resamples=RESAMPLES),
+        length_controlled=_at_equal_length(decided),
+        unjudged=1 - len(decided) / len(outcomes),
+    )
 
 
 def require_baseline(judging: Judging, prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError if a prompt has no completion to win against."""
+    """Raises ValueError if a prompt has no completion to win against, though there is a judge that compares."""
+    if judging.pairwise is None:
+        return
     missing = [prompt.id for prompt in prompts if not judging.baseline.get(prompt.id)]
     if missing:
         raise ValueError(
             f"expected completions to win against for every held-out prompt, came none for {len(missing)} of "
             f"{len(prompts)}, such as {missing[0]!r}: add them to the baseline, or evaluate on fewer prompts"
         )
-
-
-def _judged(
-    groups: Sequence[Group], judging: Judging, baseline: Sequence[str]
-) -> tuple[list[float | None], list[Group]]:
-    """The outcome of every comparison, and the groups with the pointwise functions' scores."""
-    columns = {"baseline": [_as_completion(g.prompt, text) for g, text in zip(_each(groups), baseline, strict=True)]}
-    compared = score_groups(groups, [judging.pairwise], [1.0], columns)
-    outcomes = [reward for group in compared for reward in group.rewards]
-    if not judging.pointwise:
-        return outcomes, []
-    return outcomes, score_groups(groups, judging.pointwise, [1.0] * len(judging.pointwise))
-
-
-def _evaluation_of(
-    groups: Sequence[Group], outcomes: Sequence[float | None], baseline: Sequence[str], means: Mapping[str, float]
-) -> JudgedEvaluation:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rows = zip(outcomes, rollouts, baseline, strict=True)
-    decided = [(outcome, len(rollout.text) - len(text)) for outcome, rollout, text in rows if outcome is not None]
-    if not decided:
-        raise ValueError(f"expected the judge to decide at least one of {len(outcomes)} comparisons, came none")
-    samples = len(outcomes) // len(groups)
-    by_prompt = [outcomes[start : start + samples] for start in range(0, len(outcomes), samples)]
-    rates = [[statistics.fmean(o for o in row if o is not None)] for row in by_prompt if set(row) != {None}]
-    rewards = [reward for group in groups for reward in group.rewards if reward is not None]
-    return JudgedEvaluation(
-        win_rate=cluster_bootstrap(torch.tensor(rates, dtype=torch.float64), seed=0, resamples=RESAMPLES),
-        length_controlled_win_rate=_at_equal_length(decided),
-        unjudged=1 - len(decided) / len(outcomes),
-        means=means,
-        reward=statistics.fmean(rewards) if rewards else None,
-        entropy=statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
-        mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
-        groups=tuple(groups),
-    )
 
 
 def _at_equal_length(decided: Sequence[tuple[float, int]]) -> float | None:
@@ -213,11 +216,6 @@ def _means(groups: Sequence[Group]) -> dict[str, float]:
         for name, rewards in group.rewards_by_function.items():
             values.setdefault(name, []).extend(reward for reward in rewards if reward is not None)
     return {name: statistics.fmean(found) for name, found in values.items() if found}
-
-
-def _each(groups: Sequence[Group]) -> list[Group]:
-    """Every group once a rollout."""
-    return [group for group in groups for _ in group.rollouts]
 
 
 def _is_right(group: Group) -> list[bool]:

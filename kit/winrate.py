@@ -195,7 +195,9 @@ class _Annotations:
         columns = [[-math.tanh(d) for d in gamed.differences], list(gamed.instruction_difficulty), [0.0] * n]
         is_finite = all(map(math.isfinite, [value for column in columns for value in column]))
         if {len(c) for c in columns} != {n} or not is_finite or not all(0 <= y <= 1 for y in gamed.outcomes):
-            raise ValueError(f"expected outcomes in [0, 1] with a finite difference and difficulty each, came {gamed!r:.300}")
+            raise ValueError(
+                f"expected outcomes in [0, 1] with a finite difference and difficulty each, came {gamed!r:.300}"
+            )
         added = torch.tensor(columns, dtype=torch.float64).T
         outcomes = torch.tensor(list(gamed.outcomes), dtype=torch.float64)
         weights = torch.full((n,), GAMED_WEIGHT, dtype=torch.float64)

@@ -38,10 +38,12 @@ def test_win_rate_by_hand() -> None:
     # a: xx > x, x < xx, "" < x, xxxx > xx: 2 of 4. b: a tie, a win, not judged, a win: 2.5 of 3. Their mean is that of
     # the prompts, not of the comparisons.
     result = found(Judging(longer, BASELINE))
-    assert result.win_rate.mean == pytest.approx((2 / 4 + 2.5 / 3) / 2)
-    assert result.win_rate.n == 2
-    assert (result.win_rate.low, result.win_rate.high) == pytest.approx((2 / 4, 2.5 / 3))  # of two prompts
-    assert result.unjudged == pytest.approx(1 / 8)
+    assert result.win_rates.plain.mean == pytest.approx((2 / 4 + 2.5 / 3) / 2)
+    assert result.win_rates.plain.n == 2
+    assert (result.win_rates.plain.low, result.win_rates.plain.high) == pytest.approx(
+        (2 / 4, 2.5 / 3)
+    )  # of two prompts
+    assert result.win_rates.unjudged == pytest.approx(1 / 8)
 
 
 def test_means_of_rewards_and_of_what_only_evaluates() -> None:
@@ -53,7 +55,7 @@ def test_means_of_rewards_and_of_what_only_evaluates() -> None:
     assert result.reward == pytest.approx(130 / 7)  # weight 10
     assert [group.rewards for group in result.groups] == [(20.0, 10.0, 0.0, 40.0), (10.0, 20.0, None, 30.0)]
     metrics = result.metrics()
-    assert metrics["eval/win_rate"] == result.win_rate.mean and metrics["eval/rewards/ones/mean"] == 1.0
+    assert metrics["eval/win_rate"] == result.win_rates.plain.mean and metrics["eval/rewards/ones/mean"] == 1.0
     assert metrics["eval/mean_length"] == pytest.approx((3 + 2 + 1 + 5 + 2 + 3 + 2 + 4) / 8)
 
 
@@ -92,6 +94,12 @@ def length_of_message(completions: Sequence[Any], **columns: Any) -> list[float]
 def test_a_judge_that_decides_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one of 8 comparisons, came none"):
         found(Judging(lambda completions, **columns: [None] * len(completions), BASELINE))
+
+
+def test_without_a_judge_there_are_means_and_no_win_rate() -> None:
+    result = found(Judging())
+    assert result.win_rates is None and result.reward == pytest.approx(130 / 7)
+    assert set(result.metrics()) == {"eval/entropy", "eval/mean_length", "eval/reward", "eval/rewards/length/mean"}
 
 
 def test_a_prompt_without_a_baseline_is_named() -> None:

@@ -1,7 +1,7 @@
 """Short requests about everyday things: the non-verifiable task of the embedded model."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 
@@ -46,12 +46,12 @@ class Chat:
         reward_functions: on TRL's contract; they receive the columns `topic` and `task`. Nothing stands in for a reward
             model that is missing.
         weights: one a function.
-        judging: how held-out completions are judged; without it there is nothing to evaluate by.
+        judging: how held-out completions are judged; by default by the mean reward alone.
     """
 
     reward_functions: tuple[RewardFunction, ...]
     weights: tuple[float, ...]
-    judging: Judging | None = None
+    judging: Judging = field(default_factory=Judging)
 
     def __post_init__(self) -> None:
         if not self.reward_functions or len(self.reward_functions) != len(self.weights):

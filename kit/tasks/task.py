@@ -1,7 +1,7 @@
 """What a task is, for the run loop: prompts in three disjoint splits, and reward functions with their weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -19,20 +19,21 @@ class Judging:
 
     Attributes:
         pairwise: on TRL's contract, with a column `baseline`: 1 if the completion wins, 0 if it loses, 0.5 for a tie,
-            None where it cannot say.
+            None where it cannot say. Without one there is no win rate, only means.
         baseline: prompt id -> the completions to win against, in the order of the samples.
-        pointwise: on TRL's contract; means are logged beside the win rate.
+        pointwise: on TRL's contract; means are logged beside those of the task's own reward functions.
     """
 
-    pairwise: RewardFunction
-    baseline: Mapping[str, Sequence[str]]
+    pairwise: RewardFunction | None = None
+    baseline: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pointwise: tuple[RewardFunction, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """For the configuration of a run: a digest stands for the baseline."""
         digest = sha256(repr(sorted((key, list(texts)) for key, texts in self.baseline.items())).encode()).hexdigest()
         names = [function_name(function) for function in self.pointwise]
-        return {"pairwise": function_name(self.pairwise), "pointwise": names, "baseline_digest": digest[:16]}
+        pairwise = None if self.pairwise is None else function_name(self.pairwise)
+        return {"pairwise": pairwise, "pointwise": names, "baseline_digest": digest[:16]}
 
 
 @runtime_checkable
