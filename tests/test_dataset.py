@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from kit.tasks.dataset import (
-    MissingColumnError, OverlapError, check_disjoint, column_of, each_row, place, prompt_id, read, user_turn,
+    MissingColumnError,
+    OverlapError,
+    check_disjoint,
+    column_of,
+    each_row,
+    place,
+    prompt_id,
+    read,
+    user_turn,
 )  # fmt: skip
 from tests.data_files import FORMATS, write
 
@@ -44,7 +52,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_name_that_cannot_be_reached_is_named() -> None:
-    with pytest.raises(ConnectionError, match="expected to reach the data set someone/something.*give path="):
+    with pytest.raises(ConnectionError, match=r"expected to reach the data set someone/something.*give path="):
         read("someone/something")
 
 
@@ -52,17 +60,19 @@ def test_a_name_that_cannot_be_reached_is_named() -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, suffix: str, text: str) -> None:
     path = tmp_path / f"bad{suffix}"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"expected {suffix} in .*bad{suffix}, came what cannot be read: .*(JSON|Parq)"):
+    with pytest.raises(
+        ValueError, match=rf"expected {suffix} in .*bad{suffix}, came what cannot be read: .*(JSON|Parq)"
+    ):
         read(str(path))
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match="at least one row in .*came none"):
+    with pytest.raises(ValueError, match=r"at least one row in .*came none"):
         read(str(tmp_path / "empty.jsonl"))
     whole = read(write(tmp_path / "whole.parquet", ROWS))
     whole.select([]).to_parquet(str(tmp_path / "none.parquet"))
-    with pytest.raises(ValueError, match="at least one row in .*came none"):
+    with pytest.raises(ValueError, match=r"at least one row in .*came none"):
         read(str(tmp_path / "none.parquet"))
 
 
@@ -82,7 +92,9 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
     rows = read(write(tmp_path / "rows.jsonl", ROWS))
     assert column_of(rows, "rows.jsonl", "body", "text", "size") == "text"
-    with pytest.raises(MissingColumnError, match=r"'body' or 'head' in rows.jsonl, came the columns \['text', 'size'\]"):
+    with pytest.raises(
+        MissingColumnError, match=r"'body' or 'head' in rows.jsonl, came the columns \['text', 'size'\]"
+    ):
         column_of(rows, "rows.jsonl", "body", "head")
 
 

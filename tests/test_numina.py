@@ -58,8 +58,8 @@ def test_the_prompt_is_the_papers_character_by_character() -> None:
     # Figure 4 of the paper; what a problem holds in braces stays as it is.
     assert math_prompt(r"Let $x={1}$. {PROBLEM}?") == (
         "Given the following problem, reason and give a final answer to the problem.\x0aProblem: Let $x={1}$. "
-        "{PROBLEM}?\x0aYour response should end with 'The final answer is $\x5cboxed{[answer]}$. I hope it is correct.' "
-        "where [answer] is the response to the problem."
+        "{PROBLEM}?\x0aYour response should end with 'The final answer is $\x5cboxed{[answer]}$. I hope it is correct.'"
+        " where [answer] is the response to the problem."
     )
 
 
@@ -117,7 +117,7 @@ def test_what_the_filter_keeps_of_version_1_5(tmp_path: Path, suffix: str) -> No
         "rows": 14, "synthetic": 3, "proof": 1, "without an answer": 4, "multiple choice": 1, "without a problem": 2,
         "kept": 3,
     }  # fmt: skip
-    assert list(task.counts())[0] == "rows" and list(task.counts())[-1] == "kept"
+    assert [*task.counts()][:: len(task.counts()) - 1] == ["rows", "kept"]  # first and last
 
 
 def test_what_the_filter_keeps_of_the_version_with_solutions_only(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_too_few_problems_are_an_error_that_says_where_they_went(tmp_path: Path,
 @pytest.mark.parametrize("column", ["problem", "source", "question_type"])
 def test_a_missing_column_is_an_error_that_lists_what_is_there(tmp_path: Path, column: str) -> None:
     found = [{name: value for name, value in row("p").items() if name != column}]
-    with pytest.raises(MissingColumnError, match=f"expected a column '{column}' in .*came the columns .*'solution'"):
+    with pytest.raises(MissingColumnError, match=rf"expected a column '{column}' in .*came the columns .*'solution'"):
         NuminaMath(write(tmp_path / "n.jsonl", found)).split("train")
 
 
