@@ -81,16 +81,12 @@ def _flat(name: str, interval: Interval) -> dict[str, float]:
 
 def score_groups(
     groups: Sequence[Group], functions: Sequence[RewardFunction], weights: Sequence[float],
-    columns: Mapping[str, Sequence[Any]] | None = None, *, log_metric: Callable[[str, float], None] = ignore,
+    *, log_metric: Callable[[str, float], None] = ignore,
 ) -> list[Group]:  # fmt: skip
     """The groups with their rewards, all completions in one call of each function.
 
     Completions are conversational (`[{"role": "assistant", "content": ...}]`) where the prompt is, as in TRL. A column
-    that a prompt does not have is None in its place.
-
-    Args:
-        columns: besides those of the prompts; one entry a completion.
-        log_metric: handed to every function, as TRL does.
+    that a prompt does not have is None in its place. `log_metric` is handed to every function, as TRL does.
     """
     flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
     names = dict.fromkeys(name for group in groups for name in group.prompt.columns)
@@ -99,7 +95,7 @@ def score_groups(
         prompts=[prompt.content for prompt, _ in flat],
         completions=[_as_completion(prompt, rollout.text) for prompt, rollout in flat],
         completion_ids=[list(r.completion_ids) for _, r in flat],
-        columns={name: [prompt.columns.get(name) for prompt, _ in flat] for name in names} | dict(columns or {}),
+        columns={name: [prompt.columns.get(name) for prompt, _ in flat] for name in names},
         log_metric=log_metric,
     )  # fmt: skip
     scored, start = [], 0
@@ -170,25 +166,39 @@ def evaluate_by_judging(
 
 
 def _win_rates(groups: Sequence[Group], pairwise: RewardFunction, baseline: Mapping[str, Sequence[str]]) -> WinRates:
-    opponents = [
-        baseline[group.prompt.id][index % len(baseline[group.prompt.id])]
+    rows = [
+        (group.prompt, rollout.text, baseline[group.prompt.id][index % len(baseline[group.prompt.id])])
         for group in groups
-        for index in range(len(group.rollouts))
+        for index, rollout in enumerate(group.rollouts)
     ]
-    each = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    columns = {"baseline": [_as_completion(prompt, text) for (prompt, _), text in zip(each, opponents, strict=True)]}
-    by_prompt = [group.rewards for group in score_groups(groups, [pairwise], [1.0], columns)]
-    outcomes = [outcome for of_prompt in by_prompt for outcome in of_prompt]
-    rows = zip(outcomes, each, opponents, strict=True)
-    decided = [(outcome, len(r.text) - len(text)) for outcome, (_, r), text in rows if outcome is not None]
+    outcomes = compare(pairwise, rows)
+    decided = [(o, len(text) - len(other)) for o, (_, text, other) in zip(outcomes, rows, strict=True) if o is not None]
     if not decided:
         raise ValueError(f"expected the judge to decide at least one of {len(outcomes)} comparisons, came none")
-    rates = [[statistics.fmean(o for o in row if o is not None)] for row in by_prompt if set(row) != {None}]
+    by_prompt: dict[str, list[float]] = {}
+    for (prompt, _, _), outcome in zip(rows, outcomes, strict=True):
+        if outcome is not None:
+            by_prompt.setdefault(prompt.id, []).append(outcome)
+    rates = [[statistics.fmean(of_prompt)] for of_prompt in by_prompt.values()]
     return WinRates(
         plain=cluster_bootstrap(torch.tensor(rates, dtype=torch.float64), seed=0, resamples=RESAMPLES),
         length_controlled=_at_equal_length(decided),
         unjudged=1 - len(decided) / len(outcomes),
     )
+
+
+def compare(judge: RewardFunction, rows: Sequence[tuple[Prompt, str, str]]) -> list[float | None]:
+    """What a pairwise judge says of (prompt, completion, completion to win against); it receives no token ids."""
+    names = dict.fromkeys(name for prompt, _, _ in rows for name in prompt.columns)
+    columns: dict[str, list[Any]] = {name: [prompt.columns.get(name) for prompt, _, _ in rows] for name in names}
+    outcomes, _ = score(
+        [judge], [1.0],
+        prompts=[prompt.content for prompt, _, _ in rows],
+        completions=[_as_completion(prompt, text) for prompt, text, _ in rows],
+        completion_ids=[[] for _ in rows],
+        columns=columns | {"baseline": [_as_completion(prompt, other) for prompt, _, other in rows]},
+    )  # fmt: skip
+    return outcomes
 
 
 def require_baseline(judging: Judging, prompts: Sequence[Prompt]) -> None:

@@ -19,6 +19,7 @@ from kit.winrate import GamedBaselines, length_controlled_interval, length_contr
 ROOT = Path(__file__).parents[1]
 REFERENCE_FAILS = {"only losses": "only wins", "one win": "one loss"}  # case: the same, seen from the baseline's side
 
+
 @pytest.mark.parametrize(
     ("utility", "baseline", "expected"), [(1.0, 0.0, 1.0), (-2.0, -1.0, 0.0), (0.25, 0.25, 0.5), (1, 2, 0.0)]
 )
@@ -170,7 +171,9 @@ def test_length_controlled_interval_of_one_run_holds_its_rate_and_is_as_wide_as_
     rate = length_controlled_win_rate(outcomes.flatten().tolist(), differences.flatten().tolist())
     assert found.mean == rate and found.n == 400
     # Inverse of the Fisher information of (a, b) at the maximum; d sigma(a) / da = p (1 - p); 1.96 standard errors.
-    inputs = torch.stack([torch.ones(400), torch.tanh(differences.flatten() / stdev(differences.flatten().tolist()))], 1)
+    inputs = torch.stack(
+        [torch.ones(400), torch.tanh(differences.flatten() / stdev(differences.flatten().tolist()))], 1
+    )
     chances = torch.sigmoid(inputs.double() @ torch.tensor([math.log(rate / (1 - rate)), 1.0], dtype=torch.float64))
     information = (inputs.double().T * (chances * (1 - chances))) @ inputs.double()
     width = 2 * 1.96 * rate * (1 - rate) * math.sqrt(torch.linalg.inv(information)[0, 0].item())
