@@ -100,7 +100,7 @@ def test_a_missing_column_is_an_error(tmp_path: Path, task: Any, columns: str) -
 def test_the_papers_validation_set_is_files_less_alpaca_eval(tmp_path: Path) -> None:
     """Humpback's part under `instruction`, Evol-Test under `Instruction`; what AlpacaEval has is left out."""
     humpback = write(tmp_path / "h.json", [{"instruction": text} for text in ("one", "two", None, "")])
-    evol = write(tmp_path / "e.jsonl", [wizard_row(1, "three"), wizard_row(2, " two "), wizard_row(3, "four\n")])
+    evol = write(tmp_path / "e.jsonl", [wizard_row(1, " three"), wizard_row(2, " two "), wizard_row(3, "four\n")])
     alpaca = write(tmp_path / "a.json", [alpaca_row("three"), alpaca_row("five"), alpaca_row("  one")])
     task = Instructions((humpback, evol), exclude=(alpaca,))
     assert [content(prompt) for prompt in task.split("test")] == ["two", "four\n"]

@@ -158,7 +158,7 @@ def test_multiple_choice_is_guessed_where_no_column_says_so(problem: str, answer
 
 
 def test_a_problem_that_comes_again_is_kept_once_with_its_first_answer(tmp_path: Path) -> None:
-    found = [*rows(6), row(" What is  3 + 0?\n", "4"), row("What is 3 + 0?", "3")]
+    found = [*rows(6), row("What is 3 + 0?", "3"), row(" What is  3 + 0?\n", "4")]
     task = NuminaMath(write(tmp_path / "n.jsonl", found), num_validation=2, num_test=2)
     assert everything(task) == {f"What is {number} + 0?": str(number) for number in range(6)}
     assert task.counts() == {"rows": 8, "duplicate": 2, "kept": 6}

@@ -42,6 +42,7 @@ def read(path: str, split: str = "train") -> Any:
     """
     try:
         import datasets
+        from datasets.exceptions import DatasetGenerationError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("expected the package datasets, came none: pip install '.[gpu]'") from error
     suffix = next((suffix for suffix in FILE_FORMATS if path.endswith(suffix)), None)
@@ -59,7 +60,7 @@ def read(path: str, split: str = "train") -> Any:
         raise ValueError(
             f"expected data in {path}, came a loading script: give path= one of its files, hf://datasets/{path}/FILE"
         ) from error
-    except (datasets.exceptions.DatasetGenerationError, ArrowInvalid) as error:
+    except (DatasetGenerationError, ArrowInvalid) as error:
         reason = error.__cause__ or error
         raise ValueError(f"expected {suffix or 'data'} in {path}, came what cannot be read: {reason}") from error
     except (ValueError, StopIteration) as error:
