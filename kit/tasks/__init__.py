@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping
 
 from kit.tasks.arithmetic import Arithmetic
 from kit.tasks.embedded_chat import embedded_chat
+from kit.tasks.numina import NuminaMath
 from kit.tasks.task import Judging, Portion, Split, Task
+from kit.tasks.wildchat import WildChat
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": Arithmetic,
     "chat": embedded_chat,
+    "numina_math": NuminaMath,
+    "wildchat": WildChat,
 }  # a papermill parameter is a string; nothing else in the kit looks at the name
 
 
@@ -39,4 +43,15 @@ def task_or_portions(text: str, constructors: Mapping[str, Callable[[], Task]]) 
     return [Portion(constructors[name](), *map(int, sizes)) for name, *sizes in parts]
 
 
-__all__ = ["TASKS", "Arithmetic", "Judging", "Portion", "Split", "Task", "embedded_chat", "task_or_portions"]
+__all__ = [
+    "TASKS",
+    "Arithmetic",
+    "Judging",
+    "NuminaMath",
+    "Portion",
+    "Split",
+    "Task",
+    "WildChat",
+    "embedded_chat",
+    "task_or_portions",
+]

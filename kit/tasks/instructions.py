@@ -18,7 +18,7 @@ Looked up on 2026-11-24:
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -36,7 +36,7 @@ from kit.tasks.dataset import (
     read,
     user_turn,
 )
-from kit.tasks.task import Split
+from kit.tasks.task import Judging, Split
 from kit.types import Prompt
 
 INSTRUCTION_COLUMNS = ("instruction", "Instruction", "prompt")
@@ -56,6 +56,7 @@ class Instructions:
         column: of the instruction in all `paths`; None = `instruction`, `Instruction` or `prompt`, whichever is there.
         reward_functions: on TRL's contract; none where a judge compares instead.
         weights: one a function.
+        judging: how completions are judged; by default by the mean reward alone.
     """
 
     paths: tuple[str, ...]
@@ -63,6 +64,7 @@ class Instructions:
     column: str | None = None
     reward_functions: tuple[RewardFunction, ...] = ()
     weights: tuple[float, ...] = ()
+    judging: Judging = field(default_factory=Judging, hash=False)
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -96,11 +98,13 @@ class AlpacaEval:
         path: a file or a name on the hub (split `train`), see `kit.tasks.dataset.read`.
         reward_functions: on TRL's contract; none where a judge compares instead.
         weights: one a function.
+        judging: how completions are judged; by default by the mean reward alone.
     """
 
     path: str = ALPACA_EVAL
     reward_functions: tuple[RewardFunction, ...] = ()
     weights: tuple[float, ...] = ()
+    judging: Judging = field(default_factory=Judging, hash=False)
 
     def __post_init__(self) -> None:
         check_rewards(self.reward_functions, self.weights, at_least=0)
@@ -125,11 +129,13 @@ class ArenaHard:
         path: a file or a name on the hub (split `train`), see `kit.tasks.dataset.read`.
         reward_functions: on TRL's contract; none where a judge compares instead.
         weights: one a function.
+        judging: how completions are judged; by default by the mean reward alone.
     """
 
     path: str = "lmarena-ai/arena-hard-auto-v0.1"
     reward_functions: tuple[RewardFunction, ...] = ()
     weights: tuple[float, ...] = ()
+    judging: Judging = field(default_factory=Judging, hash=False)
 
     def __post_init__(self) -> None:
         check_rewards(self.reward_functions, self.weights, at_least=0)

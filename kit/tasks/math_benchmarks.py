@@ -46,6 +46,10 @@ class MATH500:
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         return [MathReward()], [1.0]
 
+    @property
+    def judging(self) -> None:
+        return None
+
     def counts(self) -> dict[str, int]:
         """`rows` and `kept`."""
         return dict(_load(self.name, self.path, "test", "unique_id", None)[1])
@@ -73,6 +77,10 @@ class AMC23:
 
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         return [MathReward()], [1.0]
+
+    @property
+    def judging(self) -> None:
+        return None
 
     def counts(self) -> dict[str, int]:
         """`rows`, `of another year` and `kept`."""

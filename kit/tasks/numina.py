@@ -96,6 +96,10 @@ class NuminaMath:
     def rewards(self) -> tuple[list[RewardFunction], list[float]]:
         return [MathReward()], [1.0]
 
+    @property
+    def judging(self) -> None:
+        return None
+
     def counts(self) -> dict[str, int]:
         """`rows`, then how many of them were dropped and why, then `kept`: the problems to draw splits from."""
         return dict(_load(self)[1])

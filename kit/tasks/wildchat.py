@@ -13,7 +13,7 @@ already left out (`allenai/WildChat-1M-Full`, gated, has them). Columns `convers
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -37,7 +37,7 @@ from kit.tasks.dataset import (
     user_turn,
 )
 from kit.tasks.instructions import Instructions
-from kit.tasks.task import Split
+from kit.tasks.task import Judging, Split
 from kit.types import Prompt
 
 CHUNK_ROWS = 256  # conversations that are Python objects at a time
@@ -60,6 +60,7 @@ class WildChat:
         keep_toxic: whether messages that are flagged stay.
         max_characters: longer messages are left out; None = none. The paper's limit is not stated.
         seed: of the shuffle.
+        judging: how held-out completions are judged; by default by the mean reward alone.
     """
 
     reward_functions: tuple[RewardFunction, ...]
@@ -72,6 +73,7 @@ class WildChat:
     keep_toxic: bool = False
     max_characters: int | None = None
     seed: int = 0
+    judging: Judging = field(default_factory=Judging)
 
     def __post_init__(self) -> None:
         check_rewards(self.reward_functions, self.weights, at_least=1)
