@@ -37,11 +37,13 @@ def regime(sync_interval: int | str | None) -> str:
 
 
 def colour(sync_interval: int | str | None) -> tuple[float, float, float]:
-    """The colour of an interval: its regime's, and the lighter the larger a semi-online one is beyond 10."""
-    red, green, blue = to_rgb(REGIME_COLOURS[regime(sync_interval)])
-    steps = sync_interval if isinstance(sync_interval, int) else 1
-    paler = 0.0 if regime(sync_interval) != "semi-online" else min(max(0.4 * log10(steps / 10), 0.0), 0.6)
-    return tuple(channel + paler * (1 - channel) for channel in (red, green, blue))  # pyright: ignore[reportReturnType]
+    """The colour of an interval: its regime's, of semi-online ones towards online below 10 and lighter beyond."""
+    base = to_rgb(REGIME_COLOURS[regime(sync_interval)])
+    distance = log10((sync_interval if isinstance(sync_interval, int) else 10) / 10)
+    if regime(sync_interval) != "semi-online":
+        return base
+    target, share = (to_rgb("white"), 0.4 * distance) if distance > 0 else (to_rgb(REGIME_COLOURS["online"]), -distance)
+    return tuple(b + min(share, 0.6) * (t - b) for b, t in zip(base, target, strict=True))  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ single-answer grading, and pairwise comparison asked in both orders against the 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 
 from kit.models.endpoint import ChatEndpoint, ConversationRejected, EndpointFailed
@@ -52,6 +53,11 @@ class _Judge(Generic[Verdict]):
         self.endpoint, self.criterion, self.workers = endpoint, criterion, workers
         self.__name__ = name
         self._counts: dict[str, int] = {"parsed": 0} | dict.fromkeys(ABSTAINED, 0)
+
+    def describe(self) -> dict[str, Any]:
+        """For the configuration of a run: who judges, and by what; another of these is another run."""
+        criterion = blake2b(self.criterion.encode(), digest_size=8).hexdigest()
+        return {"name": self.__name__, "model": self.endpoint.model, "criterion_digest": criterion}
 
     def metrics(self) -> dict[str, int]:
         """Counts of questions since construction.
