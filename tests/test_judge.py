@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.models.endpoint import EndpointFailed
+from kit.models.endpoint import ChatEndpoint, EndpointFailed
 from kit.models.judge import PairwiseJudge, PointwiseJudge
 from kit.models.judge_prompts import (
     PAIRWISE_PROMPT,
@@ -268,3 +268,11 @@ def test_an_outage_stops_the_run_its_records_stay_and_it_resumes(
     server.answer = by_size
     run("stopped").finish()
     assert untimed(tmp_path / "stopped") == untimed(tmp_path / "whole")
+
+
+def test_another_model_or_criterion_is_another_description() -> None:
+    first, second = ChatEndpoint("http://127.0.0.1:1/v1", "a"), ChatEndpoint("http://127.0.0.1:1/v1", "b")
+    judges = [PointwiseJudge(first), PointwiseJudge(second), PointwiseJudge(first, criterion="Short is good.")]
+    described = [judge.describe() for judge in judges]
+    assert len({str(entry) for entry in described}) == 3
+    assert described[0] == PointwiseJudge(first).describe() and described[0]["model"] == "a"

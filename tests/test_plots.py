@@ -29,7 +29,8 @@ def test_the_three_regimes_are_told_by_the_interval() -> None:
 
 def test_semi_online_intervals_are_told_apart_and_get_lighter() -> None:
     lightness = [sum(colour(s)) for s in (2, 10, 50, 100, 1000)]
-    assert lightness[0] == lightness[1] < lightness[2] < lightness[3] < lightness[4]
+    assert lightness == sorted(lightness) and len(set(lightness)) == 5
+    assert colour(10) == to_rgb(REGIME_COLOURS["semi-online"])
     assert len({colour(s) for s in (None, 1, 10, 100)}) == 4
 
 
