@@ -141,3 +141,11 @@ def test_interval_needs_virtual_ties_and_resamples() -> None:
     for virtual_ties, resamples in ((0.0, 10), (1.0, 0)):
         with pytest.raises(ValueError, match="virtual_ties > 0 and resamples >= 1"):
             elo_intervals(games("a", "b", 1), anchor="a", seed=0, virtual_ties=virtual_ties, resamples=resamples)
+
+
+def test_one_resample_is_enough_to_draw_and_200_are_the_default() -> None:
+    data = games("a", "b", 30, 20)
+    single = elo_intervals(data, anchor="b", seed=0, resamples=1)["a"]
+    assert single.low == single.high  # one draw, and both quantiles are it
+    assert elo_intervals(data, anchor="b", seed=0) == elo_intervals(data, anchor="b", seed=0, resamples=200)
+    assert elo_intervals(data, anchor="b", seed=0) != elo_intervals(data, anchor="b", seed=0, resamples=201)
