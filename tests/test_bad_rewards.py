@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kit.models.reward_model import RewardModel
+from kit.runlog import RunDirectoryError
 from tests.conftest import TinyTask, tiny_run, untimed
 from tests.test_resume import ENVIRONMENT, ROOT
 from tests.test_reward_model import change_weights, save
@@ -105,11 +106,11 @@ def words_of(error: BaseException) -> str:
     return " ".join([str(error), *getattr(error, "__notes__", [])])
 
 
-def assert_records_are_whole(out_dir: Path, straight: list[str]) -> None:
+def assert_records_are_whole(out_dir: Path, straight: list[str], state: str = "failed") -> None:
     """Everything up to the step that failed, and that step's number."""
     assert untimed(out_dir) == straight[:STEP]
     status = json.loads((out_dir / "status.json").read_text())
-    assert (status["step"], status["state"]) == (STEP, "failed")
+    assert (status["step"], status["state"]) == (STEP, state)
     for step in range(STEP):
         assert pq.read_table(out_dir / "rollouts" / f"step_{step:06d}.parquet").num_rows == 16
     assert {path.name for path in (out_dir / "checkpoints").iterdir()} == {"step_000002"}
@@ -186,8 +187,13 @@ def test_a_reward_model_that_cannot_score_stops_the_run_and_the_repaired_one_goe
     with pytest.raises(ValueError, match=r"expected (finite scores from judge|the chat template of judge)"):
         start(tmp_path / "run", task=TinyTask(reward=bad), **graded).finish()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()  # the first evaluation comes before the first step
-    start(tmp_path / "run", task=TinyTask(reward=good), **graded).finish()
-    assert len(untimed(tmp_path / "run")) == SIZES["max_steps"] + 1
+    repaired = tmp_path / "run"
+    if weights == "not finite":  # other weights are another run
+        with pytest.raises(RunDirectoryError, match=r"model_digest.*choose another out_dir"):
+            start(repaired, task=TinyTask(reward=good), **graded)
+        repaired = tmp_path / "another"
+    start(repaired, task=TinyTask(reward=good), **graded).finish()
+    assert len(untimed(repaired)) == SIZES["max_steps"] + 1
 
 
 def hangs_in_a_loop(**columns: Any) -> None:
@@ -261,7 +267,7 @@ def test_ctrl_c_twice_ends_a_run_whose_reward_hangs(
     assert codes.keys() == HANGING.keys() and 0 not in codes.values(), errors[-2000:]
     assert errors.count("Once more stops now") == errors.count("\nKeyboardInterrupt\n") == len(HANGING)
     for how in HANGING:
-        assert_records_are_whole(tmp_path / how, straight)
+        assert_records_are_whole(tmp_path / how, straight, "interrupted")
     start(tmp_path / "blocks", task=TinyTask(reward=judge), **SIZES).finish()
     assert untimed(tmp_path / "blocks") == straight
 
