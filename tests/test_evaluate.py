@@ -160,6 +160,22 @@ def test_reward_functions_are_called_as_in_trl() -> None:
     assert (seen["prompts"], seen["completions"]) == (["1+1=", "1+1="], ["x", "yz"])
 
 
+def test_a_column_that_only_some_prompts_have_is_none_for_the_others() -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(**arguments: Any) -> list[float]:
+        seen.update(arguments)
+        arguments["log_metric"]("seen", 2.0)
+        return [0.0, 0.0]
+
+    logged: dict[str, float] = {}
+    prompts = [Prompt("a", "1+1=", {"solution": "2"}), Prompt("b", "hello", {"topic": "ice"})]
+    groups = [Group(prompt, (rollout("x"),)) for prompt in prompts]
+    score_groups(groups, [spy], [1.0], log_metric=logged.__setitem__)
+    assert (seen["solution"], seen["topic"]) == (["2", None], [None, "ice"])
+    assert logged == {"seen": 2.0}
+
+
 def test_the_seed_model_is_as_accurate_greedily_as_its_greedy_completions(seed_folder: Path) -> None:
     from kit.models.policy import load_policy
     from kit.tasks import Arithmetic

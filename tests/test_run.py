@@ -365,3 +365,14 @@ def test_the_metrics_of_a_group_say_what_happened(start: Start, tmp_path: Path) 
     assert record["groups/used"] == sum(len(set(g)) > 1 for g in groups)
     assert record["num_tokens"] == sum(row["tokens"] for row in rows)
     assert record["completions/clipped_ratio"] == sum(row["finish_reason"] == "length" for row in rows) / 24
+
+
+def test_another_run_can_start_from_a_saved_policy(start: Start, tmp_path: Path) -> None:
+    run = start(tmp_path / "first", max_steps=3)
+    before = digest(run.policy)
+    run.finish()
+    run.save_policy(tmp_path / "policy")
+    second = start(tmp_path / "second", model_name_or_path=str(tmp_path / "policy"))
+    assert digest(second.policy) == digest(run.policy) != before
+    assert second.reference is not None and digest(second.reference.model) == digest(run.policy)
+    assert second.sampler.tokenizer.chat_template == run.sampler.tokenizer.chat_template
