@@ -41,7 +41,7 @@ def test_win_rate_of_nothing_against_nan_or_of_unequal_lists_is_refused() -> Non
 
 @cache
 def golden() -> dict[str, Any]:
-    """Written by tests/alpaca_eval_reference.py, which says how to run it; alpaca-eval 0.6.6, scikit-learn 1.9.1."""
+    """Written by tests/golden/alpaca_eval_reference.py with alpaca-eval 0.6.6 and scikit-learn 1.9.1."""
     return json.loads((ROOT / "tests" / "golden" / "alpaca_eval.json").read_text(encoding="utf-8"))["cases"]
 
 

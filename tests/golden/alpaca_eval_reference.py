@@ -1,7 +1,7 @@
 """Makes `tests/golden/alpaca_eval.json`: synthetic annotations, and what alpaca-eval's own code says of them.
 
     python3.11 -m venv /tmp/reference && /tmp/reference/bin/pip install -c constraints.txt alpaca-eval==0.6.6
-    /tmp/reference/bin/python tests/alpaca_eval_reference.py
+    /tmp/reference/bin/python tests/golden/alpaca_eval_reference.py
 
 The package fetches a table with the difficulty of its 805 instructions and the annotations of two gamed baselines; here
 that download is replaced by a synthetic table with the same columns. All else is the package's.
@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 from alpaca_eval.metrics import glm_winrate
 
-GOLDEN = Path(__file__).parent / "golden" / "alpaca_eval.json"
+GOLDEN = Path(__file__).parent / "alpaca_eval.json"
 MODES = {
     "without difficulty": "length_controlled_minimal",
     "with difficulty": "length_controlled_noreg",
