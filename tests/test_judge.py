@@ -23,6 +23,7 @@ from kit.models.judge_prompts import (
 from kit.objectives import DPO
 from kit.pairing import best_worst
 from kit.rewards import score
+from kit.tasks.task import Judging
 from tests.chat_server import Server, endpoint, in_turn, quoted, serve
 from tests.conftest import TinyTask, untimed
 
@@ -276,3 +277,14 @@ def test_another_model_or_criterion_is_another_description() -> None:
     described = [judge.describe() for judge in judges]
     assert len({str(entry) for entry in described}) == 3
     assert described[0] == PointwiseJudge(first).describe() and described[0]["model"] == "a"
+
+
+def test_a_run_is_evaluated_by_a_language_model_as_judge(server: Server, start: Any, tmp_path: Path) -> None:
+    baseline = {f"tiny/validation/{number}": ("a good answer",) for number in range(6)}
+    server.answer = prefers_good
+    task = TinyTask(judging=Judging(PairwiseJudge(endpoint(server)), baseline))
+    last = start(tmp_path, task=task, max_steps=1).finish()
+    assert last["eval/win_rate"] == 0.0 and last["eval/unjudged"] == 0.0  # an untrained model writes nothing good
+    server.answer = lambda question: "Hm."
+    with pytest.raises(ValueError, match="at least one of 12 comparisons, came none"):
+        start(tmp_path / "silent", task=task, max_steps=1).finish()
