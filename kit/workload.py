@@ -75,9 +75,16 @@ def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Work
 
     Raises:
         ValueError: if several tasks share a name, their shares do not add up to `prompts_per_step`, or as `Workload`.
+        TypeError: if it is neither a task nor portions; it says what is missing.
     """
     if isinstance(task, Task):
         return [Workload(Portion(task, config.prompts_per_step), config)]
+    if not isinstance(task, Sequence):
+        missing = [name for name in ("name", "split", "rewards", "judging") if not hasattr(task, name)]
+        raise TypeError(
+            f"expected a task, or portions of several, came {type(task).__name__} without {missing}: add them (judging "
+            "is None where a total reward of 1 means that the answer is right)"
+        )
     names, total = [portion.task.name for portion in task], sum(portion.prompts_per_step for portion in task)
     if len(set(names)) < len(names) or total != config.prompts_per_step:
         raise ValueError(

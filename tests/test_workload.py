@@ -137,6 +137,18 @@ def test_what_cannot_work_is_refused(start: Start, tmp_path: Path, task: tuple[P
         mixed(start, tmp_path, task=task).finish()
 
 
+@pytest.mark.usefixtures("_shapes_unchecked")
+def test_a_task_that_lacks_something_is_told_what(start: Start, tmp_path: Path) -> None:
+    class Unfinished:
+        name = "unfinished"
+
+        def split(self, name: str) -> tuple[()]:
+            return ()
+
+    with pytest.raises(TypeError, match=r"came Unfinished without \['rewards', 'judging'\]"):
+        start(tmp_path, task=Unfinished())
+
+
 def test_a_share_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"prompts_per_step >= 0.*-1"):
         Portion(EVEN, -1)

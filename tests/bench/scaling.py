@@ -38,6 +38,10 @@ class CoinToss:
     def rewards(self) -> tuple[list[Any], list[float]]:
         return [coin], [1.0]
 
+    @property
+    def judging(self) -> None:
+        return None
+
 
 def coin(completions: Sequence[Any], **columns: Any) -> list[float]:
     """1, 0, 1, 0, ..."""
