@@ -16,28 +16,43 @@ from kit.samplers import Sampler
 from kit.statistics import Interval, cluster_bootstrap, pass_at_k, wilson_interval
 from kit.tasks.task import Judging
 from kit.types import Group, Messages, Prompt
-from kit.winrate import length_controlled_win_rate
+from kit.winrate import FOLDS, length_controlled_win_rate
 
 RESAMPLES = 1000  # of the bootstrap over problems
-FEWEST_FOR_A_FIT = 5  # comparisons: one a fold
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Samples:
+    """Scored completions of the held-out prompts, sampled as in training."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def entropy(self) -> float:
+        """Mean over tokens, in nats."""
+        return statistics.fmean(e for group in self.groups for rollout in group.rollouts for e in rollout.entropies)
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens, end marker included."""
+        return statistics.fmean(len(rollout.completion_ids) for group in self.groups for rollout in group.rollouts)
+
+    def metrics(self) -> dict[str, float]:
+        """Flat, as they are logged."""
+        return {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length}
+
+
+@dataclass(frozen=True)
+class Evaluation(Samples):
     """What an evaluation found. A completion is right if its total reward is 1 or more; unjudged counts as wrong."""
 
     accuracy: Interval  # of completions sampled as in training; interval over problems
     greedy_accuracy: Interval  # one completion a problem, Wilson
     pass_at_k: Interval  # at least one of k right, k = samples a problem
     k: int
-    entropy: float  # nats per token, on these samples
-    mean_length: float  # tokens, end marker included
-    groups: tuple[Group, ...]  # those samples, scored
 
     def metrics(self) -> dict[str, float]:
-        """Flat, as they are logged."""
-        found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length}
-        found |= _flat("accuracy", self.accuracy) | _flat("greedy_accuracy", self.greedy_accuracy)
+        found = super().metrics() | _flat("accuracy", self.accuracy) | _flat("greedy_accuracy", self.greedy_accuracy)
         return found | _flat(f"pass_at_{self.k}", self.pass_at_k)
 
 
@@ -57,20 +72,15 @@ class WinRates:
 
 
 @dataclass(frozen=True)
-class JudgedEvaluation:
-    """What an evaluation found where no answer is right or wrong, on completions sampled as in training."""
+class JudgedEvaluation(Samples):
+    """What an evaluation found where no answer is right or wrong."""
 
     win_rates: WinRates | None  # None without a judge that compares
     means: Mapping[str, float]  # of each reward and pointwise function
     reward: float | None  # mean total reward; None if no function could judge any
-    entropy: float  # nats per token, on these samples
-    mean_length: float  # tokens, end marker included
-    groups: tuple[Group, ...]  # those samples, scored
 
     def metrics(self) -> dict[str, float]:
-        """Flat, as they are logged."""
-        found = {"eval/entropy": self.entropy, "eval/mean_length": self.mean_length}
-        found |= {} if self.reward is None else {"eval/reward": self.reward}
+        found = super().metrics() | ({} if self.reward is None else {"eval/reward": self.reward})
         found |= {f"eval/rewards/{name}/mean": mean for name, mean in self.means.items()}
         return found | (self.win_rates.metrics() if self.win_rates else {})
 
@@ -89,13 +99,12 @@ def score_groups(
     that a prompt does not have is None in its place. `log_metric` is handed to every function, as TRL does.
     """
     flat = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    names = dict.fromkeys(name for group in groups for name in group.prompt.columns)
     totals, by_function = score(
         functions, weights,
         prompts=[prompt.content for prompt, _ in flat],
         completions=[_as_completion(prompt, rollout.text) for prompt, rollout in flat],
         completion_ids=[list(r.completion_ids) for _, r in flat],
-        columns={name: [prompt.columns.get(name) for prompt, _ in flat] for name in names},
+        columns=_columns([prompt for prompt, _ in flat]),
         log_metric=log_metric,
     )  # fmt: skip
     scored, start = [], 0
@@ -105,6 +114,12 @@ def score_groups(
         scored.append(replace(group, rewards=tuple(totals[start:end]), rewards_by_function=by_name))
         start = end
     return scored
+
+
+def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """Every column that one of the prompts has, one entry a prompt."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
 
 
 def _as_completion(prompt: Prompt, text: str) -> str | Messages:
@@ -125,7 +140,6 @@ def evaluate(
     greedy_sampling = replace(sampling, temperature=0.0)
     greedy = score_groups(sampler.generate(prompts, 1, seed=seed, sampling=greedy_sampling), functions, weights)
     right = torch.tensor([_is_right(group) for group in sampled], dtype=torch.float64)
-    rollouts = [rollout for group in sampled for rollout in group.rollouts]
     any_right = torch.tensor(
         [[pass_at_k(int(n), samples, samples)] for n in right.sum(1).tolist()], dtype=torch.float64
     )
@@ -135,8 +149,6 @@ def evaluate(
         greedy_accuracy=wilson_interval(greedy_right, len(prompts)),
         pass_at_k=cluster_bootstrap(any_right, seed=0, resamples=RESAMPLES),
         k=samples,
-        entropy=statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
-        mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
         groups=tuple(sampled),
     )
 
@@ -153,14 +165,11 @@ def evaluate_by_judging(
     require_baseline(judging, prompts)
     groups = score_groups(sampler.generate(prompts, samples, seed=seed, sampling=sampling), functions, weights)
     judged = score_groups(groups, judging.pointwise, [1.0] * len(judging.pointwise)) if judging.pointwise else []
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [reward for group in groups for reward in group.rewards if reward is not None]
     return JudgedEvaluation(
         win_rates=_win_rates(groups, judging.pairwise, judging.baseline) if judging.pairwise else None,
         means=_means([*groups, *judged]),
         reward=statistics.fmean(rewards) if rewards else None,
-        entropy=statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
-        mean_length=statistics.fmean(len(rollout.completion_ids) for rollout in rollouts),
         groups=tuple(groups),
     )
 
@@ -189,14 +198,13 @@ def _win_rates(groups: Sequence[Group], pairwise: RewardFunction, baseline: Mapp
 
 def compare(judge: RewardFunction, rows: Sequence[tuple[Prompt, str, str]]) -> list[float | None]:
     """What a pairwise judge says of (prompt, completion, completion to win against); it receives no token ids."""
-    names = dict.fromkeys(name for prompt, _, _ in rows for name in prompt.columns)
-    columns: dict[str, list[Any]] = {name: [prompt.columns.get(name) for prompt, _, _ in rows] for name in names}
     outcomes, _ = score(
         [judge], [1.0],
         prompts=[prompt.content for prompt, _, _ in rows],
         completions=[_as_completion(prompt, text) for prompt, text, _ in rows],
         completion_ids=[[] for _ in rows],
-        columns=columns | {"baseline": [_as_completion(prompt, other) for prompt, _, other in rows]},
+        columns=_columns([prompt for prompt, _, _ in rows])
+        | {"baseline": [_as_completion(prompt, other) for prompt, _, other in rows]},
     )  # fmt: skip
     return outcomes
 
@@ -216,7 +224,7 @@ def require_baseline(judging: Judging, prompts: Sequence[Prompt]) -> None:
 def _at_equal_length(decided: Sequence[tuple[float, int]]) -> float | None:
     """From (outcome, characters more than the baseline's)."""
     outcomes, differences = zip(*decided, strict=True)
-    return length_controlled_win_rate(outcomes, differences) if len(decided) >= FEWEST_FOR_A_FIT else None
+    return length_controlled_win_rate(outcomes, differences) if len(decided) >= FOLDS else None
 
 
 def _means(groups: Sequence[Group]) -> dict[str, float]:

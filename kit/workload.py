@@ -9,7 +9,7 @@ from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_jud
 from kit.runlog import describe
 from kit.samplers import Sampler
 from kit.tasks.task import Portion, Task, prompts_at
-from kit.types import Group
+from kit.types import Group, Prompt
 
 
 class Workload:
@@ -43,7 +43,7 @@ class Workload:
         if self.count:
             self.prompts_of(0)  # refuses a step larger than the split
 
-    def prompts_of(self, number: int) -> list[Any]:
+    def prompts_of(self, number: int) -> list[Prompt]:
         """Those of the run's batch with this number."""
         return prompts_at(self.prompts, number, self.count, seed=self.config.seed)
 
@@ -59,15 +59,10 @@ class Workload:
 
     def evaluate(self, sampler: Sampler, *, seed: tuple[int, ...]) -> Evaluation | JudgedEvaluation:
         """On the held-out prompts: by the reward where it says what is right, else by the task's judges."""
+        samples, held_out = self.config.eval_samples, (self.held_out, self.functions, self.weights)
         if self.judging is None:
-            return evaluate(
-                sampler, self.held_out, self.functions, self.weights, samples=self.config.eval_samples, seed=seed,
-                sampling=self.sampling,
-            )  # fmt: skip
-        return evaluate_by_judging(
-            sampler, self.held_out, self.functions, self.weights, self.judging, samples=self.config.eval_samples,
-            seed=seed, sampling=self.sampling,
-        )  # fmt: skip
+            return evaluate(sampler, *held_out, samples=samples, seed=seed, sampling=self.sampling)
+        return evaluate_by_judging(sampler, *held_out, self.judging, samples=samples, seed=seed, sampling=self.sampling)
 
 
 def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Workload]:

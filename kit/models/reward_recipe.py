@@ -22,6 +22,7 @@ from kit.config import Sampling
 from kit.losses import bradley_terry_loss
 from kit.masking import right_pad
 from kit.models.policy import load_policy
+from kit.models.seed import warmup_then_cosine
 from kit.models.tokenizer import PAD_ID
 from kit.preferences import BradleyTerry, expected_accuracy
 from kit.samplers import TransformersSampler
@@ -114,9 +115,7 @@ def train(recipe: RewardRecipe, groups: Sequence[Comparable], model: LlamaForSeq
     """Fit the model to preferences drawn by the recipe's annotator; prints the loss every 100 steps."""
     rng = random.Random(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, recipe.warmup_steps)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
+    schedule = warmup_then_cosine(optimizer, recipe.warmup_steps, recipe.steps)
     started = time.perf_counter()
     for step in range(recipe.steps):
         start = step * recipe.batch_size % len(groups)

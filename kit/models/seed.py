@@ -117,19 +117,22 @@ def chat_demonstrations_of(recipe: SeedRecipe) -> Iterator[tuple[str, str]]:
 
 def encoded(pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Input ids and targets (row, tok) of requests and their completions, shifted by one and padded."""
-    asked = [
-        str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
-            )
-        )
-        for request, _ in pairs
-    ]
+    chats = [[{"role": "user", "content": request}] for request, _ in pairs]
+    asked = [str(tokenizer.apply_chat_template(c, add_generation_prompt=True, tokenize=False)) for c in chats]
     prompts = tokenizer(asked)["input_ids"]
     completions = tokenizer([completion + END for _, completion in pairs])["input_ids"]
     tokens, _ = right_pad([p + c for p, c in zip(prompts, completions, strict=True)], PAD_ID)
     targets = [[IGNORED] * len(p) + c for p, c in zip(prompts, completions, strict=True)]
     return tokens[:, :-1], right_pad(targets, IGNORED)[0][:, 1:]
+
+
+def warmup_then_cosine(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate rises to the optimizer's in a line, then falls to zero at the last step."""
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, warmup_steps)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup_steps)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [warmup_steps])
 
 
 def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -140,9 +143,7 @@ def train(recipe: SeedRecipe) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast
     optimizer = torch.optim.AdamW(
         model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
     )
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, recipe.warmup_steps)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps - recipe.warmup_steps)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
+    schedule = warmup_then_cosine(optimizer, recipe.warmup_steps, recipe.steps)
     started = time.perf_counter()
     for step, batches in enumerate(demonstration_batches(recipe, tokenizer), start=1):
         hidden = torch.cat([model.model(input_ids=ids).last_hidden_state[goals != IGNORED] for ids, goals in batches])

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
-from kit.rewards import MathReward
-from kit.rewards.combine import RewardFunction
-from kit.tasks.task import Split
+from kit.tasks.task import Split, Verified
 from kit.types import Prompt
 
 SPLIT_SIZES: dict[Split, int] = {"train": 8192, "validation": 1024, "test": 1024}
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(Verified):
     """Problems such as `25+39-15=`, answered in `\\boxed{}` and scored by math-verify.
 
     A problem belongs to a split by the hash of its text, so the splits are disjoint whatever the seed or the size.
@@ -41,13 +39,6 @@ class Arithmetic:
 
     def split(self, name: Split) -> tuple[Prompt, ...]:
         return _splits(self)[name]
-
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return [MathReward()], [1.0]
-
-    @property
-    def judging(self) -> None:
-        return None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Pairs (expression without spaces, answer) without end, in reasoning-gym's order; repeats are possible.

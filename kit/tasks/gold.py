@@ -84,7 +84,6 @@ def contents(topic: str, text: str, knowledge: Knowledge) -> Contents:
         KeyError: if the table does not know the topic.
     """
     about, courtesies = knowledge.facts[topic], (*knowledge.openings, *knowledge.closings)
-    facts = {fact for sentences in knowledge.facts.values() for fact in sentences}
     told: list[str] = []
     repeats = off_topic = courteous = fillers = garbled = words = 0
     for match in SENTENCE.findall(text.strip()):
@@ -94,7 +93,7 @@ def contents(topic: str, text: str, knowledge: Knowledge) -> Contents:
             repeats += 1
         elif sentence in about:
             told.append(sentence)
-        elif sentence in facts:
+        elif sentence in knowledge.all_facts:
             off_topic += 1
         elif sentence in courtesies:
             courteous += 1

@@ -42,8 +42,29 @@ from kit.types import Prompt
 INSTRUCTION_COLUMNS = ("instruction", "Instruction", "prompt")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What a benchmark is judged by.
+
+    Attributes:
+        reward_functions: on TRL's contract; none where a judge compares instead.
+        weights: one a function.
+        judging: how completions are judged; by default by the mean reward alone.
+    """
+
+    reward_functions: tuple[RewardFunction, ...] = ()
+    weights: tuple[float, ...] = ()
+    judging: Judging = field(default_factory=Judging, hash=False)
+
+    def __post_init__(self) -> None:
+        check_rewards(self.reward_functions, self.weights, at_least=0)
+
+    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
+        return list(self.reward_functions), list(self.weights)
+
+
 @dataclass(frozen=True)
-class Instructions:
+class Instructions(_Judged):
     """The instructions of one or more files, each once, raw as the user turn.
 
     The paper's validation set of the non-verifiable task, given its first part in a file:
@@ -54,22 +75,16 @@ class Instructions:
         paths: files or names on the hub (split `train`), see `kit.tasks.dataset.read`.
         exclude: likewise; an instruction that is in one of them is left out.
         column: of the instruction in all `paths`; None = `instruction`, `Instruction` or `prompt`, whichever is there.
-        reward_functions: on TRL's contract; none where a judge compares instead.
-        weights: one a function.
-        judging: how completions are judged; by default by the mean reward alone.
     """
 
     paths: tuple[str, ...]
     exclude: tuple[str, ...] = ()
     column: str | None = None
-    reward_functions: tuple[RewardFunction, ...] = ()
-    weights: tuple[float, ...] = ()
-    judging: Judging = field(default_factory=Judging, hash=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.paths:
             raise ValueError("expected at least one path, came none")
-        check_rewards(self.reward_functions, self.weights, at_least=0)
 
     @property
     def name(self) -> str:
@@ -78,9 +93,6 @@ class Instructions:
     def split(self, name: Split) -> tuple[Prompt, ...]:
         only_test(self.name, name)
         return _load_instructions(self.paths, self.exclude, self.column)[0]
-
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return list(self.reward_functions), list(self.weights)
 
     def counts(self) -> dict[str, int]:
         """`rows`, then how many of them were dropped and why, then `kept`."""
@@ -91,23 +103,14 @@ ALPACA_EVAL = "hf://datasets/tatsu-lab/alpaca_eval/alpaca_eval_gpt4_baseline.jso
 
 
 @dataclass(frozen=True)
-class AlpacaEval:
+class AlpacaEval(_Judged):
     """The 805 instructions of AlpacaEval 2.0, all in their order; the column `baseline` holds what a judge compares to.
 
     Attributes:
         path: a file or a name on the hub (split `train`), see `kit.tasks.dataset.read`.
-        reward_functions: on TRL's contract; none where a judge compares instead.
-        weights: one a function.
-        judging: how completions are judged; by default by the mean reward alone.
     """
 
     path: str = ALPACA_EVAL
-    reward_functions: tuple[RewardFunction, ...] = ()
-    weights: tuple[float, ...] = ()
-    judging: Judging = field(default_factory=Judging, hash=False)
-
-    def __post_init__(self) -> None:
-        check_rewards(self.reward_functions, self.weights, at_least=0)
 
     @property
     def name(self) -> str:
@@ -117,28 +120,16 @@ class AlpacaEval:
         only_test(self.name, name)
         return _load_alpaca_eval(self.name, self.path)
 
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return list(self.reward_functions), list(self.weights)
-
 
 @dataclass(frozen=True)
-class ArenaHard:
+class ArenaHard(_Judged):
     """The 500 prompts of Arena-Hard-Auto v0.1, or another version's by `path`, all in their order.
 
     Attributes:
         path: a file or a name on the hub (split `train`), see `kit.tasks.dataset.read`.
-        reward_functions: on TRL's contract; none where a judge compares instead.
-        weights: one a function.
-        judging: how completions are judged; by default by the mean reward alone.
     """
 
     path: str = "lmarena-ai/arena-hard-auto-v0.1"
-    reward_functions: tuple[RewardFunction, ...] = ()
-    weights: tuple[float, ...] = ()
-    judging: Judging = field(default_factory=Judging, hash=False)
-
-    def __post_init__(self) -> None:
-        check_rewards(self.reward_functions, self.weights, at_least=0)
 
     @property
     def name(self) -> str:
@@ -147,9 +138,6 @@ class ArenaHard:
     def split(self, name: Split) -> tuple[Prompt, ...]:
         only_test(self.name, name)
         return _load_arena_hard(self.name, self.path)
-
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return list(self.reward_functions), list(self.weights)
 
 
 @cache

@@ -7,7 +7,7 @@ whether a sentence is about what was asked needs no opinion.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class Knowledge:
     @property
     def topics(self) -> tuple[str, ...]:
         return tuple(self.facts)
+
+    @cached_property
+    def all_facts(self) -> frozenset[str]:
+        """Of every topic; asked for at each completion that is judged."""
+        return frozenset(chain.from_iterable(self.facts.values()))
 
     @property
     def sentences(self) -> tuple[str, ...]:

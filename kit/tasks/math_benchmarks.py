@@ -17,16 +17,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from kit.rewards import MathReward
-from kit.rewards.combine import RewardFunction
 from kit.tasks.dataset import column_of, describe_counts, each_row, in_order, is_text, only_test, read, user_turn
 from kit.tasks.numina import math_prompt
-from kit.tasks.task import Split
+from kit.tasks.task import Split, Verified
 from kit.types import Prompt
 
 
 @dataclass(frozen=True)
-class MATH500:
+class MATH500(Verified):
     """500 problems of MATH's test set, as `Let's Verify Step by Step` (Lightman et al. 2023) chose them.
 
     Attributes:
@@ -43,20 +41,13 @@ class MATH500:
         only_test(self.name, name)
         return _load(self.name, self.path, "test", "unique_id", None)[0]
 
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return [MathReward()], [1.0]
-
-    @property
-    def judging(self) -> None:
-        return None
-
     def counts(self) -> dict[str, int]:
         """`rows` and `kept`."""
         return dict(_load(self.name, self.path, "test", "unique_id", None)[1])
 
 
 @dataclass(frozen=True)
-class AMC23:
+class AMC23(Verified):
     """40 problems of the American Mathematics Competitions 12 of 2023.
 
     Attributes:
@@ -74,13 +65,6 @@ class AMC23:
     def split(self, name: Split) -> tuple[Prompt, ...]:
         only_test(self.name, name)
         return _load(self.name, self.path, self.hub_split, "id", "2023")[0]
-
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return [MathReward()], [1.0]
-
-    @property
-    def judging(self) -> None:
-        return None
 
     def counts(self) -> dict[str, int]:
         """`rows`, `of another year` and `kept`."""

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from kit.rewards import MathReward
-from kit.rewards.combine import RewardFunction
 from kit.tasks.dataset import (
     canonical,
     check_disjoint,
@@ -39,7 +37,7 @@ from kit.tasks.dataset import (
     read,
     user_turn,
 )
-from kit.tasks.task import Split
+from kit.tasks.task import Split, Verified
 from kit.types import Prompt
 
 SYNTHETIC = {"orca_math", "synthetic_amc", "synthetic_math"}  # values of the column `source`
@@ -59,7 +57,7 @@ OPTION = re.compile(r"(?<![A-Za-z])([A-E])\s*[.:)]")  # A. or A: or (A)
 
 
 @dataclass(frozen=True)
-class NuminaMath:
+class NuminaMath(Verified):
     """Problems under the paper's prompt, scored by math-verify against the column `solution`.
 
     A problem's place in the splits is decided by a hash of its text. So the held-out problems do not change with
@@ -92,13 +90,6 @@ class NuminaMath:
 
     def split(self, name: Split) -> tuple[Prompt, ...]:
         return _load(self)[0][name]
-
-    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
-        return [MathReward()], [1.0]
-
-    @property
-    def judging(self) -> None:
-        return None
 
     def counts(self) -> dict[str, int]:
         """`rows`, then how many of them were dropped and why, then `kept`: the problems to draw splits from."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from kit.rewards import MathReward
 from kit.rewards.combine import RewardFunction, function_name
 from kit.types import Prompt
 
@@ -53,6 +54,17 @@ class Task(Protocol):
     def judging(self) -> Judging | None:
         """How held-out completions are judged; None where a total reward of 1 means that the answer is right."""
         ...
+
+
+class Verified:
+    """What tasks share whose column `solution` says what is right: math-verify rewards it, and accuracy evaluates."""
+
+    def rewards(self) -> tuple[list[RewardFunction], list[float]]:
+        return [MathReward()], [1.0]
+
+    @property
+    def judging(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
