@@ -5,6 +5,7 @@ Constants of an algorithm travel with its objective (`kit.objectives`), those of
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,34 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: a linear layer's frozen W becomes W + (lora_alpha / lora_r) B A. Hu et al., arXiv 2106.09685.
+
+    Names are TRL's. There is no dropout: the sampler has none, and the policy must be what was sampled.
+    """
+
+    lora_r: int = 16  # columns of B, rows of A
+    lora_alpha: float = 32.0  # scale
+    lora_target_modules: str | tuple[str, ...] = "all-linear"  # names of layers; all-linear: each but the output layer
+    adapter_path: str | None = None  # folder of a saved adapter to go on from; None = a new one, which changes nothing
+
+    def __post_init__(self) -> None:
+        _require(self.lora_r >= 1, self, "lora_r", "at least 1")
+        _require(self.lora_alpha > 0, self, "lora_alpha", "above 0")
+        _require(len(self.lora_target_modules) > 0, self, "lora_target_modules", "all-linear, or names of layers")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run, less its task, objective and schedules, which are values of their own."""
 
-    model_name_or_path: str = "data/seed"  # folder of a Hugging Face causal language model
+    model_name_or_path: str = "data/seed"  # folder, or name on the hub, of a Hugging Face causal language model
+    lora: Lora | None = None  # train adapters on the frozen model; None = all weights
+    quantization: Literal["nf4", "int8"] | None = None  # of the frozen model, by bitsandbytes; needs lora
+    bf16: bool = False  # compute in bfloat16; trained weights and log-probs stay float32
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
+    optim: Literal["adamw_torch", "adamw_bnb_8bit"] = "adamw_torch"  # the latter keeps its moments in 8 bits
+    device: str = "cpu"  # torch's name: cpu, cuda, cuda:1
     prompts_per_step: int = 32  # distinct prompts an optimizer step
     group_size: int = 8  # completions a prompt
     max_steps: int = 200  # optimizer steps
@@ -49,6 +74,8 @@ class RunConfig:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
+        _require(self.quantization is None or self.lora is not None, self, "quantization",
+                 "None without lora, because quantized weights cannot be trained")  # fmt: skip
         for name in ("prompts_per_step", "group_size", "max_steps", "eval_steps", "eval_prompts", "eval_samples",
                      "save_steps", "micro_batch_size", "num_threads", "reuse_epochs", "drift_prompts"):  # fmt: skip
             _require(getattr(self, name) >= 1, self, name, "at least 1")
