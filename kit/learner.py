@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from kit.config import RunConfig
-from kit.models.policy import score
+from kit.models.policy import recomputing, score
 from kit.objectives import Objective
 from kit.offpolicy import offpolicy_metrics
 from kit.reference import Reference
@@ -31,10 +32,7 @@ class Learner:
         self, policy: PreTrainedModel, objective: Objective, reference: Reference | None, config: RunConfig
     ) -> None:
         self.policy, self.objective, self.reference, self.config = policy, objective, reference, config
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), config.learning_rate, (config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon, weight_decay=config.weight_decay,
-        )  # fmt: skip
+        self.optimizer = _optimizer(policy, config)
 
     def update(self, examples: Sequence[Example], totals: Totals, step: int) -> dict[str, float]:
         """One optimizer step; metrics are means over examples. Without an example the weights stay as they are.
@@ -55,7 +53,8 @@ class Learner:
         for batch in self._micro_batches(examples):
             rollouts = _rollouts(batch)
             ref_scores = self.reference.score(rollouts, temperature=temperature) if self.reference else None
-            scores = score(self.policy, rollouts, temperature=temperature)
+            with recomputing(self.policy) if self.config.gradient_checkpointing else nullcontext():
+                scores = score(self.policy, rollouts, temperature=temperature)
             loss, metrics = objective.loss(batch, scores, ref_scores, totals)
             loss.backward()
             total_loss += loss.item()
@@ -123,6 +122,23 @@ class Learner:
             size += len(example.rollouts)
         if batch:
             yield batch
+
+
+def _optimizer(policy: PreTrainedModel, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW on what is in training; `adamw_bnb_8bit` keeps the moments of larger tensors in 8 bits (arXiv 2110.02861).
+
+    Raises:
+        ImportError: if that is asked for without bitsandbytes.
+    """
+    kind = torch.optim.AdamW
+    if config.optim == "adamw_bnb_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        kind = AdamW8bit
+    return kind(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad], config.learning_rate,
+        (config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, weight_decay=config.weight_decay,
+    )  # fmt: skip
 
 
 def _rollouts(examples: Sequence[Example]) -> list[Rollout]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from kit.models.policy import copy_weights, frozen_copy, mix_weights, score
+from kit.models.policy import score
+from kit.models.weights import copy_weights, mix_weights, snapshot, weights_of
 from kit.sync import Schedule, SyncState
 from kit.types import Rollout, TokenScores
 
@@ -34,7 +35,7 @@ class Reference:
             raise ValueError(
                 f"expected ref_mixup_alpha in (0, 1], came {mixup_alpha}: 1 copies; Never() keeps the seed"
             )
-        self.model = frozen_copy(policy)
+        self.weights = snapshot(policy, "reference")
         self.schedule = schedule
         self.mixup_alpha = mixup_alpha
         self.version = 0
@@ -44,12 +45,13 @@ class Reference:
         if not self.schedule.due(SyncState(step, self.version, sampler_step=sampler_version)):
             return False
         if self.mixup_alpha == 1:
-            copy_weights(policy, self.model)
+            copy_weights(weights_of(policy), self.weights.tensors())
         else:
-            mix_weights(policy, self.model, self.mixup_alpha)
+            mix_weights(weights_of(policy), self.weights.tensors(), self.mixup_alpha)
         self.version = step
         return True
 
     @torch.no_grad()  # not inference_mode, whose tensors may not enter a loss that has a gradient
     def score(self, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> TokenScores:
-        return score(self.model, rollouts, temperature=temperature)
+        with self.weights.active() as model:
+            return score(model, rollouts, temperature=temperature)

@@ -18,12 +18,14 @@ from kit.checkpoint import (
 from kit.config import RunConfig
 from kit.interrupt import deferred_interrupt
 from kit.learner import Learner
-from kit.models.policy import digest, load_policy
+from kit.models.adapters import save_adapter
+from kit.models.policy import load_policy
+from kit.models.weights import POLICY, copy_weights, digest, has_adapter, weights_of
 from kit.objectives import Objective
 from kit.reference import Reference
 from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
-from kit.runlog import Clock, RunLog, describe
-from kit.samplers import SyncError, TransformersSampler
+from kit.runlog import Clock, RunLog, as_json, describe
+from kit.samplers import SamplerFactory, SyncError, TransformersSampler
 from kit.sync import Drift, Never, Schedule, SyncState, WithSampler
 from kit.tasks.task import Portion, Task
 from kit.workload import described, workloads_of
@@ -43,6 +45,7 @@ class Run:
         sync: when the policy's weights are copied into the sampler: `Never()` is offline, `Every(1)` online.
         ref_sync: the same for the reference, independent of `sync`; default never.
         ref_mixup_alpha: how far the reference then moves to the policy, in (0, 1]; 1 copies, less averages.
+        sampler: what generates, made from the policy and its tokenizer.
         out_dir: the run directory. If it holds this very run, unfinished, the run goes on from its last checkpoint.
 
     Raises:
@@ -51,14 +54,18 @@ class Run:
 
     def __init__(
         self, config: RunConfig, *, task: Task | Sequence[Portion], objective: Objective, sync: Schedule,
-        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, out_dir: str | Path,
+        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, sampler: SamplerFactory = TransformersSampler,
+        out_dir: str | Path,
     ) -> None:  # fmt: skip
         ref_sync = Never() if ref_sync is None else ref_sync
         _check_supported(config, objective, sync, ref_sync)
         torch.set_num_threads(config.num_threads)
         self.config, self.objective, self.sync = config, objective, sync
-        self.policy, tokenizer = load_policy(config.model_name_or_path)
-        self.sampler = TransformersSampler(self.policy, tokenizer)
+        self.policy, tokenizer = load_policy(
+            config.model_name_or_path, lora=config.lora, quantization=config.quantization, bf16=config.bf16,
+            device=config.device, seed=config.seed,
+        )  # fmt: skip
+        self.sampler = sampler(self.policy, tokenizer)
         self.fresh_sampler = TransformersSampler(self.policy, tokenizer, share=True)
         self.workloads = workloads_of(task, config)
         for workload in self.workloads:
@@ -69,7 +76,7 @@ class Run:
         self.learner = Learner(self.policy, objective, self.reference, config)
         asked = {"task": described(task), "objective": describe(objective), "sync": describe(sync)}
         asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha}
-        asked |= {"model_digest": digest(self.policy)}
+        asked |= {"sampler": as_json(sampler), "model_digest": digest(self.policy.state_dict())}
         self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
         self.step = 0  # updates applied
         self.drift: Drift | None = None
@@ -104,14 +111,21 @@ class Run:
         return self.log.metrics()[-1]
 
     def save_policy(self, folder: Path) -> None:
-        """Write the policy as it is now and its tokenizer, as a folder that transformers, and another run, can load."""
-        self.policy.save_pretrained(folder)
+        """Write the policy as it is now and its tokenizer, as a folder that transformers, and another run, can load.
+
+        With adapters in training it is a PEFT folder: of the adapter alone, and the name of the model it belongs to.
+        """
+        if has_adapter(self.policy):
+            save_adapter(weights_of(self.policy), self.policy.peft_config[POLICY], folder)
+        else:
+            self.policy.save_pretrained(folder)
         self.fresh_sampler.tokenizer.save_pretrained(folder)
 
     def _recorded_step(self) -> Record:
         """A step; whatever stops it in the middle is written down, and raised with what to do."""
         try:
-            return self._step()
+            with self._precision():
+                return self._step()
         except Exception as error:
             self.log.event("error", step=self.step, error=f"{type(error).__name__}: {error}"[:500])
             self.log.status("failed", self.step)
@@ -156,6 +170,12 @@ class Run:
             self.log.log({"step": self.step} | self._evaluate() | clock.lap("eval"))
         self.log.status("finished" if self.step == config.max_steps else "running", self.step)
         return record
+
+    def _precision(self) -> torch.autocast:
+        """With bf16 and all weights in training, these stay float32 and are rounded for each product."""
+        is_mixed = self.config.bf16 and not has_adapter(self.policy)
+        # Without the cache, which would outlive an update and give the next pass the weights of before it.
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=is_mixed, cache_enabled=False)
 
     def _is_mid_batch(self) -> bool:
         """Whether the next step makes another pass over the batch at hand."""
@@ -209,12 +229,12 @@ class Run:
     def _save(self) -> None:
         ref_version = self.reference.version if self.reference else 0
         parts = {
-            "policy": self.policy.state_dict(),
-            "sampler": self.sampler.model.state_dict(),
+            "policy": weights_of(self.policy),
+            "sampler": self.sampler.weights.tensors(),
             "optimizer": optimizer_tensors(self.learner.optimizer),
         }
         if self.reference:
-            parts["reference"] = self.reference.model.state_dict()
+            parts["reference"] = self.reference.weights.tensors()
         position = Position(self.step, self.sampler.version, ref_version, self.drift)
         save_checkpoint(self.log.path / "checkpoints", position, parts)
 
@@ -223,13 +243,13 @@ class Run:
         checkpoints = list_checkpoints(self.log.path / "checkpoints")
         if checkpoints:
             position, parts = load_checkpoint(checkpoints[-1])
-            self.policy.load_state_dict(parts["policy"])
-            self.sampler.model.load_state_dict(parts["sampler"])
+            copy_weights(parts["policy"], weights_of(self.policy))
+            self.sampler.restore(parts["sampler"], position.sampler_version)
             load_optimizer_tensors(self.learner.optimizer, parts["optimizer"])
-            self.step, self.sampler.version = position.step, position.sampler_version
+            self.step = position.step
             self.drift = Drift(*position.drift) if position.drift else None
             if self.reference:
-                self.reference.model.load_state_dict(parts["reference"])
+                copy_weights(parts["reference"], self.reference.weights.tensors())
                 self.reference.version = position.ref_version
         if self.step < self.config.max_steps:  # a finished run has nothing to repeat
             self.log.rewind(self.step)

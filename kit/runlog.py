@@ -199,15 +199,15 @@ def describe(value: Any) -> dict[str, Any]:
     if hasattr(value, "describe"):
         return {"type": type(value).__name__} | value.describe()
     plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return {"type": type(value).__name__} | {name: _described(field) for name, field in plain.items()}
+    return {"type": type(value).__name__} | {name: as_json(field) for name, field in plain.items()}
 
 
-def _described(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value within another as JSON, a function by its name; of a partial, the constants too."""
     if dataclasses.is_dataclass(value) or hasattr(value, "describe"):
         return describe(value)
     if isinstance(value, tuple):
-        return [_described(item) for item in value]
+        return [as_json(item) for item in value]
     return _function(value) if callable(value) else value
 
 

@@ -11,7 +11,8 @@ from kit.config import Sampling
 from kit.importance import GSPO, M2PO, PPOClip
 from kit.kl import k2
 from kit.learner import NonFiniteError
-from kit.models.policy import digest, load_policy
+from kit.models.policy import load_policy
+from kit.models.weights import digest, weights_of
 from kit.objectives import DPO, GRPO, GroupDPO, Objective
 from kit.rollouts import totals_of
 from kit.types import Example, Totals
@@ -157,9 +158,9 @@ def test_temperature_divides_the_logits_of_policy_and_reference(tiny_folder: Pat
 @pytest.mark.parametrize("name", ["dpo", "grpo sequence"])
 def test_without_examples_the_weights_stay_as_they_are(tiny_folder: Path, name: str) -> None:
     learner = make_learner(tiny_folder, OBJECTIVES[name], weight_decay=0.1)
-    before = digest(learner.policy)
+    before = digest(weights_of(learner.policy))
     metrics = learner.update([], Totals(4, 16, 80, 0), step=0)
-    assert digest(learner.policy) == before
+    assert digest(weights_of(learner.policy)) == before
     assert (metrics["loss"], metrics["grad_norm"]) == (0.0, 0.0)
 
 
@@ -168,33 +169,33 @@ def test_an_empty_step_does_not_repeat_the_last_one(tiny_folder: Path) -> None:
     groups = scored_groups(load_policy(str(tiny_folder))[0])
     examples = examples_of(learner.objective, groups)
     learner.update(examples, totals_of(groups, examples), step=0)
-    before = digest(learner.policy)
+    before = digest(weights_of(learner.policy))
     learner.update([], Totals(5, 20, 80, 0), step=1)
-    assert digest(learner.policy) == before
+    assert digest(weights_of(learner.policy)) == before
 
 
 def test_not_a_number_in_the_loss_stops_before_the_weights_change(tiny_folder: Path) -> None:
     learner = make_learner(tiny_folder, OBJECTIVES["dpo"])
     assert learner.reference is not None
     with torch.no_grad():
-        learner.reference.model.get_parameter("model.norm.weight")[0] = torch.nan
-    groups, before = scored_groups(load_policy(str(tiny_folder))[0]), digest(learner.policy)
+        learner.reference.weights.model.get_parameter("model.norm.weight")[0] = torch.nan
+    groups, before = scored_groups(load_policy(str(tiny_folder))[0]), digest(weights_of(learner.policy))
     examples = examples_of(learner.objective, groups)
     with pytest.raises(
         NonFiniteError, match=r"at step 17\b.*loss nan and gradient norm nan.*lower learning_rate \(now 0\.1\)"
     ):
         learner.update(examples, totals_of(groups, examples), step=17)
-    assert digest(learner.policy) == before
+    assert digest(weights_of(learner.policy)) == before
 
 
 def test_an_infinite_gradient_stops_before_the_weights_change(tiny_folder: Path) -> None:
     learner = make_learner(tiny_folder, OBJECTIVES["dpo"])
-    groups, before = scored_groups(load_policy(str(tiny_folder))[0]), digest(learner.policy)
+    groups, before = scored_groups(load_policy(str(tiny_folder))[0]), digest(weights_of(learner.policy))
     examples = examples_of(learner.objective, groups)
     learner.policy.get_parameter("model.layers.0.mlp.up_proj.weight").register_hook(lambda g: g * torch.inf)
     with pytest.raises(NonFiniteError, match=r"at step 3.*gradient norm (nan|inf)"):
         learner.update(examples, totals_of(groups, examples), step=3)
-    assert digest(learner.policy) == before
+    assert digest(weights_of(learner.policy)) == before
 
 
 def test_learning_rate_warms_up_and_then_stays(tiny_folder: Path) -> None:
@@ -225,10 +226,10 @@ def test_no_gradient_reaches_the_reference(tiny_folder: Path) -> None:
     groups = scored_groups(load_policy(str(tiny_folder))[0])
     examples = examples_of(learner.objective, groups)
     assert learner.reference is not None
-    before = digest(learner.reference.model)
+    before = digest(learner.reference.weights.tensors())
     learner.update(examples, totals_of(groups, examples), step=0)
-    assert digest(learner.reference.model) == before
-    assert all(p.grad is None for p in learner.reference.model.parameters())
+    assert digest(learner.reference.weights.tensors()) == before
+    assert all(p.grad is None for p in learner.reference.weights.model.parameters())
 
 
 def test_a_step_makes_the_chosen_completion_more_likely_than_the_rejected_one(tiny_folder: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from kit.config import Sampling
 from kit.importance import M2PO, DecoupledPPO, NoCorrection
 from kit.learner import Learner
-from kit.models.policy import digest, load_policy
+from kit.models.policy import load_policy
+from kit.models.weights import digest, weights_of
 from kit.objectives import DPO, GRPO, GroupDPO, Objective
 from kit.rollouts import totals_of
 from kit.types import Example, Group, Rollout, Totals
@@ -74,10 +75,10 @@ def test_drift_is_measured_on_whole_groups(tiny_folder: Path) -> None:
     learner = make_learner(tiny_folder, DPO())  # which trains on two completions of three of these five groups
     groups = groups_of(tiny_folder)
     d = log_ratios(learner, [rollout for group in groups for rollout in group.rollouts])
-    found, before = learner.drift(groups), digest(learner.policy)
+    found, before = learner.drift(groups), digest(weights_of(learner.policy))
     assert found.kl == pytest.approx((d.exp() * d - d.exp() + 1).mean().item(), rel=1e-5)
     assert found.m2 == pytest.approx((d * d).mean().item(), rel=1e-5)
-    assert digest(learner.policy) == before and all(p.grad is None for p in learner.policy.parameters())
+    assert digest(weights_of(learner.policy)) == before and all(p.grad is None for p in learner.policy.parameters())
     some = learner.drift(groups[:2])
     assert some.m2 == pytest.approx((d[: sum(len(r.old_logprobs) for g in groups[:2] for r in g.rollouts)] ** 2).mean())
 
@@ -191,8 +192,8 @@ def test_group_dpo_gradient_is_that_of_the_formula(tiny_folder: Path) -> None:
 )
 def test_without_examples_nothing_is_fitted_and_nothing_moves(tiny_folder: Path, objective: Any) -> None:
     learner = make_learner(tiny_folder, objective)
-    before = digest(learner.policy)
+    before = digest(weights_of(learner.policy))
     metrics = learner.update([], Totals(4, 16, 80, 0), step=0)
-    assert digest(learner.policy) == before and learner.with_prox_logprobs([]) == []
+    assert digest(weights_of(learner.policy)) == before and learner.with_prox_logprobs([]) == []
     assert metrics == {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.1}
     assert not any(math.isnan(value) for value in metrics.values())

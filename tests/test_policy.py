@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from kit.models.policy import copy_weights, digest, frozen_copy, load_policy, score
+from kit.models.policy import load_policy, score
+from kit.models.weights import copy_weights, digest, frozen_copy, weights_of
 from kit.types import Rollout
 from tests.conftest import ARCHITECTURES, tiny_architecture
 
@@ -122,22 +123,22 @@ def test_nothing_to_score_is_refused(tiny_folder: Path) -> None:
 def test_a_copy_is_equal_frozen_and_apart(tiny_folder: Path) -> None:
     model = model_of(tiny_folder, torch.float32)
     copy = frozen_copy(model)
-    assert digest(copy) == digest(model)
+    assert digest(weights_of(copy)) == digest(weights_of(model))
     assert not copy.training and not any(p.requires_grad for p in copy.parameters())
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    assert digest(copy) != digest(model)
+    assert digest(weights_of(copy)) != digest(weights_of(model))
 
 
 def test_copying_weights_makes_models_equal_and_measures_the_change(tiny_folder: Path) -> None:
     source, target = model_of(tiny_folder, torch.float32), model_of(tiny_folder, torch.float32)
     with torch.no_grad():
         source.get_parameter("model.layers.0.mlp.up_proj.weight").add_(0.5)  # 48 x 32 numbers
-    tensors, delta_norm = copy_weights(source, target)
-    assert digest(source) == digest(target)
+    tensors, delta_norm = copy_weights(weights_of(source), weights_of(target))
+    assert digest(weights_of(source)) == digest(weights_of(target))
     assert tensors == len(source.state_dict())
     assert delta_norm == pytest.approx(0.5 * (48 * 32) ** 0.5, rel=1e-6)
-    assert copy_weights(source, target)[1] == 0.0
+    assert copy_weights(weights_of(source), weights_of(target))[1] == 0.0
 
 
 def test_a_shared_tensor_counts_once_in_the_change(tiny_folder: Path) -> None:
@@ -146,36 +147,36 @@ def test_a_shared_tensor_counts_once_in_the_change(tiny_folder: Path) -> None:
         source.get_parameter("model.embed_tokens.weight").add_(
             0.5
         )  # 261 x 32 numbers, which are also the output layer's
-    assert copy_weights(source, target)[1] == pytest.approx(0.5 * (261 * 32) ** 0.5, rel=1e-6)
+    assert copy_weights(weights_of(source), weights_of(target))[1] == pytest.approx(0.5 * (261 * 32) ** 0.5, rel=1e-6)
 
 
 def test_copying_between_architectures_is_refused_naming_tensors() -> None:
     with pytest.raises(ValueError, match=r"one architecture; these tensors differ: \['bias'\]"):
-        copy_weights(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+        copy_weights(torch.nn.Linear(2, 2).state_dict(), torch.nn.Linear(2, 2, bias=False).state_dict())
     with pytest.raises(ValueError, match=r"these tensors differ: \['weight'\]"):
-        copy_weights(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(3, 2, bias=False))
+        copy_weights(torch.nn.Linear(2, 2, bias=False).state_dict(), torch.nn.Linear(3, 2, bias=False).state_dict())
 
 
 def test_digest_changes_with_a_single_bit() -> None:
     model = torch.nn.Linear(3, 3)
-    before = digest(model)
+    before = digest(weights_of(model))
     with torch.no_grad():
         model.weight[1, 2] = torch.nextafter(model.weight[1, 2], torch.tensor(torch.inf))
-    assert digest(model) != before
+    assert digest(weights_of(model)) != before
 
 
 def test_digest_distinguishes_zero_from_minus_zero_and_names_from_each_other() -> None:
-    weights = torch.nn.ParameterDict({"a": torch.zeros(1), "b": torch.zeros(1)})
-    digests = {digest(weights), digest(torch.nn.ParameterDict({"a": -torch.zeros(1), "b": torch.zeros(1)}))}
-    digests.add(digest(torch.nn.ParameterDict({"a": torch.zeros(1), "b": -torch.zeros(1)})))
-    digests.add(digest(torch.nn.ParameterDict({"a": torch.zeros(1), "c": torch.zeros(1)})))
+    weights = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    digests = {digest(weights), digest({"a": -torch.zeros(1), "b": torch.zeros(1)})}
+    digests.add(digest({"a": torch.zeros(1), "b": -torch.zeros(1)}))
+    digests.add(digest({"a": torch.zeros(1), "c": torch.zeros(1)}))
     assert len(digests) == 4
 
 
 def test_digest_reads_half_precision_and_single_numbers() -> None:
     model = torch.nn.Linear(2, 2).bfloat16()
     model.register_buffer("count", torch.tensor(3.0))
-    assert len(digest(model)) == 16
+    assert len(digest(weights_of(model))) == 16
 
 
 def test_loading_gives_evaluation_mode_and_all_tokens(tiny_folder: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from kit.models.policy import digest, load_policy, score
+from kit.models.policy import load_policy, score
+from kit.models.weights import digest, weights_of
 from kit.reference import Reference
 from kit.sync import Every, Never, Schedule, WarmUp, WithSampler
 from kit.types import Rollout
@@ -35,14 +36,14 @@ def move(model: PreTrainedModel) -> None:
     ],
 )
 def test_version_by_step(policy: PreTrainedModel, schedule: Schedule, versions: list[int]) -> None:
-    reference, found, digests = Reference(policy, schedule), [], [digest(policy)]
+    reference, found, digests = Reference(policy, schedule), [], [digest(weights_of(policy))]
     for step in range(7):
         was = reference.version
         assert reference.maybe_sync(policy, step, sampler_version=0) == (reference.version != was)
         found.append(reference.version)
-        assert digest(reference.model) == digests[reference.version]
+        assert digest(reference.weights.tensors()) == digests[reference.version]
         move(policy)
-        digests.append(digest(policy))
+        digests.append(digest(weights_of(policy)))
     assert found == versions
 
 
@@ -50,7 +51,7 @@ def test_with_the_sampler_the_reference_is_copied_at_the_same_steps(policy: PreT
     reference, versions = Reference(policy, WithSampler()), []
     for step, sampler_version in enumerate([0, 0, 2, 2, 2, 5, 6]):
         is_copied = reference.maybe_sync(policy, step, sampler_version)
-        assert not is_copied or digest(reference.model) == digest(policy)
+        assert not is_copied or digest(reference.weights.tensors()) == digest(weights_of(policy))
         versions.append(reference.version)
         move(policy)
     assert versions == [0, 0, 2, 2, 2, 5, 6]
@@ -69,7 +70,7 @@ def test_a_mixed_reference_is_a_moving_average(policy: PreTrainedModel) -> None:
     for step, (target, expected) in enumerate([(16.0, 10.0), (-2.0, 7.0)], start=1):
         set_all(policy, target)
         assert reference.maybe_sync(policy, step, sampler_version=0)
-        for parameter in reference.model.parameters():
+        for parameter in reference.weights.model.parameters():
             assert torch.equal(parameter, torch.full_like(parameter, expected))
         assert all(torch.equal(p, torch.full_like(p, target)) for p in policy.parameters())
     assert reference.version == 2
@@ -82,7 +83,7 @@ def test_a_mixed_reference_computes_with_its_new_weights_and_takes_no_gradient(p
     reference.maybe_sync(policy, 1, sampler_version=0)
     after = reference.score(ROLLOUTS).logprobs
     assert not torch.equal(after, before) and not after.requires_grad
-    assert not any(parameter.requires_grad for parameter in reference.model.parameters())
+    assert not any(parameter.requires_grad for parameter in reference.weights.model.parameters())
 
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5, float("nan")])
@@ -109,5 +110,5 @@ def test_no_gradient_reaches_the_reference(policy: PreTrainedModel) -> None:
     found = reference.score(ROLLOUTS)
     assert not found.logprobs.requires_grad and not found.entropy.requires_grad
     (score(policy, ROLLOUTS).logprobs - found.logprobs).sum().backward()  # enters a loss that has a gradient elsewhere
-    assert all(p.grad is None for p in reference.model.parameters())
+    assert all(p.grad is None for p in reference.weights.model.parameters())
     assert all(p.grad is not None for p in policy.parameters())

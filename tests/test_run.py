@@ -11,7 +11,7 @@ import pytest
 from kit.checkpoint import CheckpointError, list_checkpoints
 from kit.config import Sampling
 from kit.learner import NonFiniteError
-from kit.models.policy import digest
+from kit.models.weights import digest, weights_of
 from kit.objectives import DPO, GRPO
 from kit.run import Run
 from kit.runlog import RunDirectoryError, read_jsonl
@@ -98,11 +98,11 @@ def test_only_a_sync_changes_the_sampler(start: Start, tmp_path: Path, sync: Sch
     run = start(tmp_path, sync=sync, eval_steps=99)
     next(run.steps(1))
     for is_moved in moves:
-        sampler, policy = digest(run.sampler.model), digest(run.policy)
+        sampler, policy = digest(run.sampler.weights.tensors()), digest(weights_of(run.policy))
         next(run.steps(1))
-        assert (digest(run.sampler.model) != sampler) == is_moved
-        assert not is_moved or digest(run.sampler.model) == policy
-        assert digest(run.policy) != policy
+        assert (digest(run.sampler.weights.tensors()) != sampler) == is_moved
+        assert not is_moved or digest(run.sampler.weights.tensors()) == policy
+        assert digest(weights_of(run.policy)) != policy
 
 
 @pytest.mark.parametrize("sync", [Every(1), Every(2), Never()])
@@ -114,9 +114,9 @@ def test_the_reference_follows_its_own_schedule(start: Start, tmp_path: Path, sy
 def test_the_reference_stays_the_seed_policy_unless_told_otherwise(start: Start, tmp_path: Path) -> None:
     run = start(tmp_path, max_steps=3, eval_steps=99)
     assert run.reference is not None
-    before = digest(run.reference.model)
+    before = digest(run.reference.weights.tensors())
     run.finish()
-    assert digest(run.reference.model) == before
+    assert digest(run.reference.weights.tensors()) == before
     assert set(column(tmp_path, "sync/ref_version")) == {0}
 
 
@@ -201,12 +201,12 @@ def test_a_run_of_only_equal_rewards_trains_nothing_and_resumes(start: Start, tm
         return [0.0] * len(completions)
 
     run = start(tmp_path, task=TinyTask(reward=zero), max_steps=4)
-    before = digest(run.policy)
+    before = digest(weights_of(run.policy))
     list(run.steps(3))
     start(tmp_path, task=TinyTask(reward=zero), max_steps=4).finish()
     assert column(tmp_path, "frac_reward_zero_std") == [1.0] * 4
     assert column(tmp_path, "groups/used") == column(tmp_path, "examples") == [0] * 4
-    assert digest(run.policy) == before
+    assert digest(weights_of(run.policy)) == before
 
 
 def test_a_finished_run_opened_again_does_nothing_and_keeps_its_files(start: Start, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_not_a_number_stops_the_run_and_what_was_logged_stays(start: Start, tmp_
     list(run.steps(2))
     before = contents(tmp_path)
     assert run.reference is not None
-    run.reference.model.get_parameter("model.norm.weight")[0] = float("nan")
+    run.reference.weights.model.get_parameter("model.norm.weight")[0] = float("nan")
     with pytest.raises(NonFiniteError, match="at step 2"):
         run.finish()
     assert contents(tmp_path)["metrics.jsonl"] == before["metrics.jsonl"]
@@ -369,10 +369,10 @@ def test_the_metrics_of_a_group_say_what_happened(start: Start, tmp_path: Path) 
 
 def test_another_run_can_start_from_a_saved_policy(start: Start, tmp_path: Path) -> None:
     run = start(tmp_path / "first", max_steps=3)
-    before = digest(run.policy)
+    before = digest(weights_of(run.policy))
     run.finish()
     run.save_policy(tmp_path / "policy")
     second = start(tmp_path / "second", model_name_or_path=str(tmp_path / "policy"))
-    assert digest(second.policy) == digest(run.policy) != before
-    assert second.reference is not None and digest(second.reference.model) == digest(run.policy)
+    assert digest(weights_of(second.policy)) == digest(weights_of(run.policy)) != before
+    assert second.reference is not None and digest(second.reference.weights.tensors()) == digest(weights_of(run.policy))
     assert second.sampler.tokenizer.chat_template == run.sampler.tokenizer.chat_template

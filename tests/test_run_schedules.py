@@ -13,7 +13,7 @@ import torch
 
 from kit.checkpoint import list_checkpoints
 from kit.importance import DecoupledPPO
-from kit.models.policy import digest
+from kit.models.weights import digest, weights_of
 from kit.objectives import DPO, GRPO, GroupDPO
 from kit.run import Run
 from kit.runlog import read_jsonl
@@ -223,7 +223,7 @@ def test_a_reference_with_the_sampler_follows_it_at_every_schedule(start: Start,
     assert run.reference is not None
     for _ in run.steps(8):
         assert run.reference.version == run.sampler.version
-        assert digest(run.reference.model) == digest(run.sampler.model)
+        assert digest(run.reference.weights.tensors()) == digest(run.sampler.weights.tensors())
     # staleness 0 1 0 1 2 0 1 2, as in test_sync
     assert column(tmp_path, "sync/ref_version") == [0, 0, 2, 2, 2, 5, 5, 5]
 
@@ -231,13 +231,13 @@ def test_a_reference_with_the_sampler_follows_it_at_every_schedule(start: Start,
 def test_a_mixed_reference_moves_a_share_of_the_way_each_time(start: Start, tmp_path: Path) -> None:
     run = start(tmp_path, ref_sync=Every(1), ref_mixup_alpha=0.25, max_steps=3, eval_steps=99)
     assert run.reference is not None
-    expected = weights(run.reference.model).double()
+    expected = weights(run.reference.weights.model).double()
     next(run.steps(1))  # nothing to follow before step 0
-    assert torch.equal(weights(run.reference.model).double(), expected)
+    assert torch.equal(weights(run.reference.weights.model).double(), expected)
     for _ in range(2):
         expected = 0.25 * weights(run.policy).double() + 0.75 * expected
         next(run.steps(1))  # the reference moves before the update
-        torch.testing.assert_close(weights(run.reference.model).double(), expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(weights(run.reference.weights.model).double(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_later_passes_over_what_is_too_old_are_counted_and_left_out(start: Start, tmp_path: Path) -> None:
@@ -246,9 +246,9 @@ def test_later_passes_over_what_is_too_old_are_counted_and_left_out(start: Start
     )
     moved = []
     for _ in range(9):
-        before = digest(run.policy)
+        before = digest(weights_of(run.policy))
         next(run.steps(1))
-        moved.append(digest(run.policy) != before)
+        moved.append(digest(weights_of(run.policy)) != before)
     assert column(tmp_path, "sync/staleness") == [0, 1, 2, 3, 4, 5, 0, 1, 2]
     assert moved == [True, True, True, True, False, False, True, True, True]
     for record, has_moved in zip(records(tmp_path), moved, strict=True):

@@ -11,9 +11,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
 
 from kit.config import Sampling
-from kit.models.policy import copy_weights, digest, load_policy
+from kit.models.policy import load_policy
 from kit.models.tokenizer import build_tokenizer
+from kit.models.weights import copy_weights, digest, weights_of
 from kit.samplers import SyncError, TransformersSampler
+from kit.samplers.prompts import prompt_ids
 from kit.samplers.transformers import draw
 from kit.tasks import Arithmetic
 from kit.types import Group, Prompt, Rollout
@@ -100,7 +102,7 @@ def test_logprobs_and_entropies_agree_with_a_separate_forward_pass(
     sampling = Sampling(max_completion_length=12, temperature=temperature, top_p=top_p)
     for group in sampler.generate(prompts_of(lengths), 3, seed=(0, 1), sampling=sampling):
         for rollout in group.rollouts:
-            logprobs, entropies = plain_scores(sampler.model, rollout, temperature, top_p)
+            logprobs, entropies = plain_scores(sampler.weights.model, rollout, temperature, top_p)
             assert rollout.old_logprobs == pytest.approx(logprobs, abs=1e-4)
             assert rollout.entropies == pytest.approx(entropies, abs=1e-4)
 
@@ -110,7 +112,7 @@ def test_logprobs_of_other_architectures_agree_with_a_separate_forward_pass(name
     sampler = TransformersSampler(tiny_architecture(name), build_tokenizer(), share=True)
     for group in sampler.generate(prompts_of(), 2, seed=(0,), sampling=Sampling(max_completion_length=9)):
         for rollout in group.rollouts:
-            logprobs, _ = plain_scores(sampler.model, rollout, 1.0, 1.0)
+            logprobs, _ = plain_scores(sampler.weights.model, rollout, 1.0, 1.0)
             assert rollout.old_logprobs == pytest.approx(logprobs, abs=1e-4)
 
 
@@ -123,7 +125,7 @@ def test_logprobs_of_the_seed_model_agree_with_a_separate_forward_pass(
     prompts = [Prompt(text, [{"role": "user", "content": text}], {}) for text in ("25+39-15=", "7+5=", "99-12+34-56=")]
     for group in sampler.generate(prompts, 4, seed=(0,), sampling=sampling):
         for rollout in group.rollouts:
-            logprobs, entropies = plain_scores(sampler.model, rollout, temperature, top_p)
+            logprobs, entropies = plain_scores(sampler.weights.model, rollout, temperature, top_p)
             assert rollout.old_logprobs == pytest.approx(logprobs, abs=1e-4)
             assert rollout.entropies == pytest.approx(entropies, abs=1e-4)
 
@@ -334,8 +336,8 @@ def test_text_is_the_decoded_completion_without_markers() -> None:
 
 def test_chat_prompts_go_through_the_template_and_strings_as_they_are(sampler: TransformersSampler) -> None:
     chat = Prompt("a", [{"role": "user", "content": "1+2="}], {})
-    assert sampler.prompt_ids(chat) == [3, 21, 15, 22, 33, 1, 4]
-    assert sampler.prompt_ids(Prompt("b", "1+2=", {})) == [21, 15, 22, 33]
+    assert prompt_ids(sampler.tokenizer, chat) == [3, 21, 15, 22, 33, 1, 4]
+    assert prompt_ids(sampler.tokenizer, Prompt("b", "1+2=", {})) == [21, 15, 22, 33]
 
 
 def test_a_prompt_too_long_for_the_context_is_refused_naming_it(sampler: TransformersSampler) -> None:
@@ -373,7 +375,7 @@ def test_sync_makes_the_sampler_generate_as_the_policy_does(
     fresh = TransformersSampler(tiny[0], tiny[1]).generate(prompts_of(), 2, seed=(0,), sampling=sampling)
     assert ids_of(after) == ids_of(fresh) != ids_of(before)
     assert {rollout.version for group in after for rollout in group.rollouts} == {7}
-    assert digest(sampler.model) == digest(tiny[0])
+    assert digest(sampler.weights.tensors()) == digest(weights_of(tiny[0]))
 
 
 def test_a_sampler_that_shares_the_policy_follows_it_without_sync(
@@ -395,7 +397,7 @@ def test_receipt_of_a_sync_says_what_it_did(
     receipt = sampler.sync(policy, 3, step=5)
     assert (receipt.step, receipt.version, receipt.tensors) == (5, 3, len(policy.state_dict()))
     assert receipt.delta_norm == pytest.approx(0.25 * math.sqrt(32 * 48), rel=1e-6)
-    assert receipt.digest == receipt.sampler_digest == digest(policy)
+    assert receipt.digest == receipt.sampler_digest == digest(weights_of(policy))
     assert receipt.probe_parity <= 1e-4 < receipt.probe_moved
     assert receipt.seconds > 0
     again = sampler.sync(policy, 4, step=6)
@@ -405,10 +407,10 @@ def test_receipt_of_a_sync_says_what_it_did(
 def test_a_sync_that_loses_a_tensor_fails(
     tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def faulty(source: PreTrainedModel, target: PreTrainedModel) -> tuple[int, float]:
-        kept = target.get_parameter("model.layers.1.mlp.up_proj.weight").clone()
+    def faulty(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> tuple[int, float]:
+        kept = target["model.layers.1.mlp.up_proj.weight"].clone()
         copied = copy_weights(source, target)
-        target.get_parameter("model.layers.1.mlp.up_proj.weight").copy_(kept)
+        target["model.layers.1.mlp.up_proj.weight"].copy_(kept)
         return copied
 
     monkeypatch.setattr("kit.samplers.transformers.copy_weights", faulty)
@@ -421,7 +423,7 @@ def test_a_sampler_that_computes_with_something_else_fails(
     tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], sampler: TransformersSampler
 ) -> None:
     # The right weights, but a layer whose output an engine would have cached or fused wrongly.
-    layer = sampler.model.get_submodule("model.layers.0.mlp")
+    layer = sampler.weights.model.get_submodule("model.layers.0.mlp")
     layer.register_forward_hook(lambda module, inputs, output: output * 1.01)
     move(tiny[0])
     with pytest.raises(SyncError, match=r"log-probs on the probe differ by .* nats, allowed are 1e-04"):

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kit.config import RunConfig
-from kit.models.policy import copy_weights, frozen_copy, load_policy, score
+from kit.models.policy import load_policy, score
+from kit.models.weights import copy_weights, frozen_copy
 from kit.types import Rollout
 
 STEPS, PROMPTS, GROUP_SIZE, LIMIT = 4, 4, 4, 12
@@ -101,7 +102,7 @@ class LaggingEngine:
 
     def sync_weights(self) -> None:
         if self.sent % 2 == 0:
-            copy_weights(self.policy, self.model)
+            copy_weights(self.policy.state_dict(), self.model.state_dict())
         self.sent += 1
 
     def generate(self, prompts: list[list[int]], **others: Any) -> tuple[None, list[list[int]], list[Any], None]:

@@ -1,45 +1,100 @@
-"""The policy: load it, copy it, and score rollouts under it."""
+"""The policy: load it, and score rollouts under it."""
 
-import hashlib
-from collections.abc import Sequence
-from copy import deepcopy
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from kit.config import Lora
 from kit.logprobs import token_logprobs
 from kit.masking import right_pad
+from kit.models.adapters import Quantization, add_adapter, quantization_config
 from kit.types import Rollout, TokenScores
 
 ROOT = Path(__file__).resolve().parents[2]
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_policy(model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode (so without dropout) and its tokenizer, from a local folder.
+def load_policy(
+    model_name_or_path: str, *, lora: Lora | None = None, quantization: Quantization | None = None, bf16: bool = False,
+    device: str = "cpu", seed: int = 0,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
+    """A causal language model in evaluation mode (so without dropout) and its tokenizer.
 
-    A relative path is looked up from the working directory, then from the folder that holds `kit`.
+    Weights that are trained are float32. A frozen model under an adapter is bfloat16 with `bf16`, or quantized.
+
+    Args:
+        model_name_or_path: a folder, looked up from the working directory, then from the folder that holds `kit`; else
+            a name on the Hugging Face hub. Only safetensors are read, and no code of the model's.
+        lora: adapters to train instead of all weights.
+        quantization: of the frozen model; needs lora.
+        device: torch's name of it.
+        seed: of a new adapter.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it holds no model.
+        FileNotFoundError: if the folder holds no model, or the hub cannot be read, or not by this user.
+        ValueError: if the kit could not train or sample from this model.
     """
-    folder = next(
-        (f for f in (Path(model_name_or_path), ROOT / model_name_or_path) if f.is_dir()), Path(model_name_or_path)
-    )
+    source, is_local = _find(model_name_or_path)
+    dtype = torch.bfloat16 if bf16 and lora else torch.float32
+    placed: dict[str, Any] = {"dtype": dtype}
+    if quantization is not None:
+        placed |= {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_local)
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, local_files_only=is_local, **placed)
+    except OSError as error:
+        if is_local:
+            raise
+        raise FileNotFoundError(
+            f"model_name_or_path: {model_name_or_path!r} is no folder here, and could not be read from the Hugging "
+            f"Face hub ({str(error).splitlines()[0]}). Without network, download it elsewhere (hf download "
+            f"{model_name_or_path} --local-dir FOLDER) and name the folder; for a gated model, accept its licence and "
+            "run `hf auth login` first."
+        ) from error
+    if quantization is None:
+        model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
+    _require_usable_tokens(model, tokenizer, model_name_or_path)
+    _require_plain_logits(model.eval())
+    if lora is not None:
+        add_adapter(model, lora, seed=seed)
+        model.eval()
+    return model, tokenizer
+
+
+def _find(model_name_or_path: str) -> tuple[str, bool]:
+    """Where to load from, and whether that is a folder."""
+    paths = (Path(model_name_or_path), ROOT / model_name_or_path)
+    folder = next((path for path in paths if path.is_dir()), None)
+    if folder is None and HUB_NAME.fullmatch(model_name_or_path):
+        return model_name_or_path, False
+    folder = paths[0] if folder is None else folder
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
-            f"model_name_or_path must be a folder with config.json and safetensors, got {model_name_or_path!r}: "
-            f"{folder.resolve()} is none. The embedded model is data/seed; `make seed` rebuilds it."
+            f"model_name_or_path must be a folder with config.json and safetensors, or a name on the hub, got "
+            f"{model_name_or_path!r}: {folder.resolve()} is none. The embedded model is data/seed; `make seed` "
+            "rebuilds it."
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return str(folder), True
+
+
+def _require_usable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError without an end token or with tokens that the model does not know; a missing pad is filled in."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer in {folder} has no end-of-sequence token, so no completion could ever end")
+        raise ValueError(f"the tokenizer of {name} has no end-of-sequence token, so no completion could ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is always masked, so any token will do
-    _require_plain_logits(model.eval())
-    return model, tokenizer
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens and the model {rows}: resize the model's embeddings "
+            "(model.resize_token_embeddings) and save it, or take the tokenizer that belongs to it"
+        )
 
 
 @torch.no_grad()
@@ -55,52 +110,11 @@ def _require_plain_logits(model: PreTrainedModel) -> None:
         )
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model with the same weights that no gradient reaches: a sampler or a reference."""
-    return deepcopy(model).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module) -> tuple[int, float]:
-    """Copy every parameter and buffer by name; returns (how many tensors, 2-norm of the change).
-
-    Raises:
-        ValueError: if the names or shapes of the two models differ.
-    """
-    new, old = source.state_dict(), target.state_dict()
-    if {k: v.shape for k, v in new.items()} != {k: v.shape for k, v in old.items()}:
-        odd = sorted(set(new) ^ set(old)) or sorted(k for k in new if new[k].shape != old[k].shape)
-        raise ValueError(
-            f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
-        )
-    distinct = {tensor.data_ptr(): name for name, tensor in old.items()}.values()  # tied tensors count once
-    squared = sum((old[name].double() - new[name].double()).square().sum().item() for name in distinct)
-    for name, tensor in new.items():
-        old[name].copy_(tensor)
-    return len(new), squared**0.5
-
-
-@torch.no_grad()
-def mix_weights(source: nn.Module, target: nn.Module, alpha: float) -> None:
-    """Move every parameter of `target` the share `alpha` of the way to `source`; both are of one architecture."""
-    new = dict(source.named_parameters())
-    for name, parameter in target.named_parameters():  # tied parameters are named once
-        parameter.lerp_(new[name], alpha)
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of a model's tensors, the first 16 hex digits."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
-
-
 def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> TokenScores:
     """Log-probs and entropies of the completions' tokens under `model`; gradients flow unless switched off.
 
-    A prompt that several rollouts share is read once: its keys and values serve all of them, with gradients.
+    A prompt that several rollouts share is read once: its keys and values serve all of them, with gradients. Not so
+    inside `recomputing`, where a layer keeps no keys and values.
 
     Args:
         rollouts: at least one; a completion has at least one token.
@@ -108,6 +122,8 @@ def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: f
     """
     if not rollouts:
         raise ValueError("there is nothing to score: rollouts is empty")
+    if model.training:
+        return _score_whole(model, rollouts, temperature)
     prompts = list(dict.fromkeys(rollout.prompt_ids for rollout in rollouts))
     rows = [prompts.index(rollout.prompt_ids) for rollout in rollouts]
     # Position p predicts token p + 1: the last prompt token goes with the completion, whose own last predicts nothing.
@@ -124,8 +140,45 @@ def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: f
         past_key_values=cache,
         use_cache=cache is not None,
     )
-    hidden = output.last_hidden_state[mask]
-    logprobs, entropy = token_logprobs(hidden, labels[mask], weight=output_weight(model), temperature=temperature)
+    return _read_out(model, output.last_hidden_state[mask], labels, mask, temperature)
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block a forward pass keeps only each layer's input; the backward pass computes the rest again.
+
+    Chen et al. 2016, https://arxiv.org/abs/1604.06174. Only the layers are told that they train, not what is in them:
+    dropout stays off.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    told = [model, *(layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))]
+    for module in told:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in told:
+            module.training = False
+
+
+def _score_whole(model: PreTrainedModel, rollouts: Sequence[Rollout], temperature: float) -> TokenScores:
+    """`score` by one pass over whole sequences."""
+    tokens, attended = right_pad([r.prompt_ids + r.completion_ids for r in rollouts], 0)
+    labels, mask = right_pad([r.completion_ids for r in rollouts], 0)
+    tokens, attended, labels, mask = (tensor.to(model.device) for tensor in (tokens, attended, labels, mask))
+    output = model.get_decoder()(input_ids=tokens, attention_mask=attended, use_cache=False)
+    first = torch.tensor([len(r.prompt_ids) for r in rollouts], device=model.device)[:, None] - 1
+    columns = (first + torch.arange(mask.shape[1], device=model.device)).clamp(max=tokens.shape[1] - 1)
+    rows = torch.arange(len(rollouts), device=model.device)[:, None]
+    return _read_out(model, output.last_hidden_state[rows, columns][mask], labels, mask, temperature)
+
+
+def _read_out(
+    model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, temperature: float
+) -> TokenScores:
+    """Scores from the hidden states that predict the tokens which `mask` counts."""
+    weight = output_weight(model)
+    logprobs, entropy = token_logprobs(hidden.to(weight.dtype), labels[mask], weight=weight, temperature=temperature)
     return TokenScores(_unflatten(logprobs, mask), _unflatten(entropy, mask), mask)
 
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from kit.masking import right_pad
-from kit.models.policy import ROOT, digest
+from kit.models.policy import ROOT
+from kit.models.weights import digest
 from kit.rewards.completion import Completion, completion_text
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -107,7 +108,7 @@ class RewardModel:
 
     def describe(self) -> dict[str, Any]:
         """For the configuration of a run: which weights, and how much of a text they see."""
-        return {"name": self.__name__, "model_digest": digest(self.model), "max_length": self.max_length}
+        return {"name": self.__name__, "model_digest": digest(self.model.state_dict()), "max_length": self.max_length}
 
     def _load(self, name: str, dtype: str | torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load(name, AutoModelForSequenceClassification, dtype)

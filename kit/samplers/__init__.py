@@ -1,7 +1,7 @@
 """Samplers: copies of the policy that generate, kept up to date by a sync schedule."""
 
 from kit.samplers.receipt import Receipt, SyncError
-from kit.samplers.sampler import Sampler
+from kit.samplers.sampler import Sampler, SamplerFactory
 from kit.samplers.transformers import TransformersSampler
 
-__all__ = ["Receipt", "Sampler", "SyncError", "TransformersSampler"]
+__all__ = ["Receipt", "Sampler", "SamplerFactory", "SyncError", "TransformersSampler"]

@@ -5,17 +5,18 @@ a completion depends on its prompt and seed only, not on its neighbours in the b
 whole group; a finished completion leaves the batch.
 """
 
-import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kit.config import Sampling
 from kit.masking import right_pad
-from kit.models.policy import copy_weights, digest, frozen_copy, score
+from kit.models.policy import score
+from kit.models.weights import LiveWeights, copy_weights, digest, snapshot, weights_of
 from kit.samplers.kv_cache import PreallocatedCache
+from kit.samplers.prompts import end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import Receipt
 from kit.types import Group, Prompt, Rollout
 
@@ -23,18 +24,19 @@ SHRINK_AT = 0.85  # drop finished rows once this fraction or less is still runni
 
 
 class TransformersSampler:
-    """Generates with a model of its own, a copy of the policy that only `sync` changes.
+    """Generates with weights of its own, a copy of the policy's that only `sync` changes.
 
     Args:
-        policy: the model to copy. `share=True` samples from the policy itself instead: right for evaluation, where
+        policy: whose weights to copy. `share=True` samples from the policy itself instead: right for evaluation, where
             the samples must be fresh, and wrong for training, where it would make every run online.
     """
 
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, share: bool = False) -> None:
-        self.model = policy if share else frozen_copy(policy)
+        self.weights = LiveWeights(policy) if share else snapshot(policy, "behavior")
         self.tokenizer = tokenizer
         self.version = 0
-        self._ends = _end_tokens(self.model, tokenizer)
+        self._context = policy.config.max_position_embeddings
+        self._ends = end_tokens(policy, tokenizer)
         text = "0123456789 + - = The quick brown fox."  # arbitrary and fixed
         ids = tuple(tokenizer(text)["input_ids"])
         self._probe = Rollout(ids[:1], ids[1:], (), (), text, "stop", 0)
@@ -42,13 +44,16 @@ class TransformersSampler:
     def sync(self, policy: PreTrainedModel, version: int, *, step: int) -> Receipt:
         """Copy the weights, then compare hashes and the log-probs of a fixed text on both sides."""
         started = time.perf_counter()
-        with torch.inference_mode():
-            before = score(self.model, [self._probe]).logprobs
-            tensors, delta_norm = copy_weights(policy, self.model)
-            after, expected = score(self.model, [self._probe]).logprobs, score(policy, [self._probe]).logprobs
+        source, target = weights_of(policy), self.weights.tensors()
+        with torch.no_grad():
+            expected = score(policy, [self._probe]).logprobs
+            with self.weights.active() as model:
+                before = score(model, [self._probe]).logprobs
+                tensors, delta_norm = copy_weights(source, target)
+                after = score(model, [self._probe]).logprobs
         self.version = version
         receipt = Receipt(
-            step, version, tensors, delta_norm, digest(policy), digest(self.model),
+            step, version, tensors, delta_norm, digest(source), digest(target),
             (after - expected).abs().max().item(), (after - before).abs().max().item(),
             prefix_cache_reset=True,  # no cache outlives a call of `generate`
             seconds=time.perf_counter() - started,
@@ -56,66 +61,48 @@ class TransformersSampler:
         receipt.check()
         return receipt
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: chat messages through the chat template, a plain string as it is."""
-        if isinstance(prompt.content, str):
-            return list(self.tokenizer(prompt.content)["input_ids"])
-        text = self.tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])  # the template wrote its own
+    def restore(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
+        """Take up weights of earlier, as a checkpoint holds them."""
+        copy_weights(tensors, self.weights.tensors())
+        self.version = version
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Raises ValueError if a prompt is empty, or does not fit the model's context with a full-length completion."""
-        context = self.model.config.max_position_embeddings
-        lengths = [len(self.prompt_ids(prompt)) for prompt in prompts]
-        if not all(lengths):
-            raise ValueError(
-                f"expected prompts with tokens, came {prompts[lengths.index(0)].id!r} without any: drop it"
-            )
-        length, longest = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
-        if length + sampling.max_completion_length > context:
-            raise ValueError(
-                f"prompt {longest.id!r} of {length} tokens and max_completion_length={sampling.max_completion_length} "
-                f"must fit into the model's context of {context} tokens: shorten the prompt or lower the limit"
-            )
+        require_fit(self.tokenizer, self._context, prompts, sampling)
 
     @torch.inference_mode()
     def generate(
         self, prompts: Sequence[Prompt], group_size: int, *, seed: tuple[int, ...], sampling: Sampling
     ) -> list[Group]:
         """See `Sampler.generate`. Log-probs and entropies are of the distribution sampled from, in nats."""
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         uniforms = torch.cat([_uniforms(seed, p, group_size, sampling.max_completion_length) for p in prompts])
-        tokens, logprobs, entropies, lengths = self._decode(ids, group_size, uniforms, sampling)
-        texts = self.tokenizer.batch_decode(
-            [row[:n] for row, n in zip(tokens, lengths, strict=True)], skip_special_tokens=True
-        )
-        rollouts = [
-            Rollout(
-                prompt_ids=tuple(ids[row // group_size]),
-                completion_ids=tuple(tokens[row][:n]),
-                old_logprobs=tuple(logprobs[row][:n]),
-                entropies=tuple(entropies[row][:n]),
-                text=texts[row],
-                finish_reason="stop" if tokens[row][n - 1] in self._ends else "length",
-                version=self.version,
-            )
-            for row, n in enumerate(lengths)
-        ]  # fmt: skip
-        return [
-            Group(prompt, tuple(rollouts[i * group_size : (i + 1) * group_size])) for i, prompt in enumerate(prompts)
-        ]
+        with self.weights.active() as model:
+            tokens, logprobs, entropies, lengths = self._decode(model, ids, group_size, uniforms, sampling)
+        return groups_of(
+            self.tokenizer, prompts, group_size, ids,
+            [row[:n] for row, n in zip(tokens, lengths, strict=True)],
+            [row[:n] for row, n in zip(logprobs, lengths, strict=True)],
+            [row[:n] for row, n in zip(entropies, lengths, strict=True)],
+            ends=self._ends, version=self.version,
+        )  # fmt: skip
 
     def _decode(
-        self, prompt_ids: list[list[int]], group_size: int, uniforms: torch.Tensor, sampling: Sampling
+        self,
+        model: PreTrainedModel,
+        prompt_ids: list[list[int]],
+        group_size: int,
+        uniforms: torch.Tensor,
+        sampling: Sampling,
     ) -> tuple[list[list[int]], list[list[float]], list[list[float]], list[int]]:
-        device, limit = self.model.device, sampling.max_completion_length
+        device, limit = model.device, sampling.max_completion_length
         # Left padding: every row then writes its next token into the same column of the cache.
         flipped, mask = right_pad([row[::-1] for row in prompt_ids], 0)
         tokens, mask = flipped.flip(1).to(device), mask.flip(1).to(device)
         is_padded = not bool(mask.all())
-        cache = PreallocatedCache(self.model.config.num_hidden_layers, tokens.shape[1] + limit)
+        cache = PreallocatedCache(model.config.num_hidden_layers, tokens.shape[1] + limit)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = self._forward(tokens, mask if is_padded else None, positions, cache)
+        logits = _forward(model, tokens, mask if is_padded else None, positions, cache)
         cache.repeat_rows(group_size)
         logits, mask, position = (x.repeat_interleave(group_size, 0) for x in (logits, mask, positions[:, -1:] + 1))
         ends = torch.tensor(self._ends, device=device)
@@ -140,18 +127,20 @@ class TransformersSampler:
                 running = running[running]
             if is_padded:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._forward(token[:, None], mask if is_padded else None, position, cache)
+            logits = _forward(model, token[:, None], mask if is_padded else None, position, cache)
             position = position + 1
         return out_tokens.tolist(), out_logprobs.tolist(), out_entropies.tolist(), lengths.tolist()
 
-    def _forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: PreallocatedCache
-    ) -> torch.Tensor:
-        output = self.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        return output.logits[:, -1].float()
+
+def _forward(
+    model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor,
+    cache: PreallocatedCache,
+) -> torch.Tensor:  # fmt: skip
+    output = model(
+        input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    return output.logits[:, -1].float()
 
 
 def draw(
@@ -193,15 +182,7 @@ def draw(
     return token, logprobs.gather(1, token[:, None]).squeeze(1), entropy
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end a completion: those of the model's generation settings, else the tokenizer's."""
-    config = model.generation_config
-    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
-    return tuple(ends) if isinstance(ends, list) else (ends,)  # pyright: ignore[reportReturnType] - ids, not tokens
-
-
 def _uniforms(seed: tuple[int, ...], prompt: Prompt, group_size: int, limit: int) -> torch.Tensor:
-    """(group, tok) uniforms from a hash of the seed and the prompt's id, never from Python's own `hash`."""
-    key = hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    """(group, tok) uniforms that depend on the seed and the prompt's id alone."""
+    generator = torch.Generator().manual_seed(seed_of(seed, prompt))
     return torch.rand((group_size, limit), generator=generator)

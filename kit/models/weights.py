@@ -1,0 +1,156 @@
+"""Sets of the policy's weights: those in training, and copies that stay as they are while the policy moves on.
+
+With all weights in training a copy is a second model. With adapters it is a further named adapter on the one frozen
+model, so that policy, reference and sampler together hold the large matrices once.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+POLICY = "policy"  # the adapter in training
+
+
+@runtime_checkable
+class Snapshot(Protocol):
+    """One set of the policy's weights, under the names that `weights_of` gives them."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights themselves: what is written into them counts at once."""
+        ...
+
+    def active(self) -> AbstractContextManager[PreTrainedModel]:
+        """The model, computing with these weights inside the block, and with the policy's again after it."""
+        ...
+
+
+class ModelSnapshot:
+    """A second model that no gradient reaches."""
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        self.model = frozen_copy(policy)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def active(self) -> AbstractContextManager[PreTrainedModel]:
+        return nullcontext(self.model)
+
+
+class AdapterSnapshot:
+    """An adapter beside the policy's own, on the same frozen model."""
+
+    def __init__(self, policy: PreTrainedModel, name: str) -> None:
+        self.model, self.name = policy, name
+        if name not in policy.peft_config:
+            add_named_adapter(policy, policy.peft_config[POLICY], name)
+            policy.set_adapter(POLICY)
+            copy_weights(weights_of(policy), self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return adapter_tensors(self.model, self.name)
+
+    @contextmanager
+    def active(self) -> Iterator[PreTrainedModel]:
+        self.model.set_adapter(self.name)
+        try:
+            yield self.model
+        finally:
+            self.model.set_adapter(POLICY)
+
+
+class LiveWeights:
+    """The policy's own weights, which change with every update."""
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        self.model = policy
+
+    def tensors(self) -> dict[str, Tensor]:
+        return weights_of(self.model)
+
+    def active(self) -> AbstractContextManager[PreTrainedModel]:
+        return nullcontext(self.model)
+
+
+def snapshot(policy: PreTrainedModel, name: str) -> Snapshot:
+    """A copy of the policy's weights as they are now; `name` is its adapter's, if the policy trains one."""
+    return AdapterSnapshot(policy, name) if has_adapter(policy) else ModelSnapshot(policy)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether adapters are in training, rather than all weights."""
+    return POLICY in getattr(model, "peft_config", {})
+
+
+def weights_of(policy: nn.Module) -> dict[str, Tensor]:
+    """The weights in training, by name: all of the model's, or those of its adapter."""
+    return adapter_tensors(policy, POLICY) if has_adapter(policy) else policy.state_dict()
+
+
+def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """One adapter's weights, under names without the adapter's."""
+    from peft import get_peft_model_state_dict  # half a second to import
+
+    return get_peft_model_state_dict(model, adapter_name=name)
+
+
+def add_named_adapter(model: PreTrainedModel, config: Any, name: str) -> None:
+    """Put one more adapter (`config` is a LoraConfig) on the model and let it compute with it; float32 in any model."""
+    with warnings.catch_warnings():  # peft warns that there are then several, which is what is wanted
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        model.add_adapter(config, name)
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key:
+            parameter.data = parameter.data.float()
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model with the same weights that no gradient reaches."""
+    return deepcopy(model).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[int, float]:
+    """Copy every tensor by name; returns (how many tensors, 2-norm of the change).
+
+    Raises:
+        ValueError: if the names or shapes of the two differ.
+    """
+    if {k: v.shape for k, v in source.items()} != {k: v.shape for k, v in target.items()}:
+        odd = sorted(set(source) ^ set(target)) or sorted(k for k in source if source[k].shape != target[k].shape)
+        raise ValueError(
+            f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
+        )
+    squared = sum((target[name].double() - source[name].double()).square().sum().item() for name in _distinct(target))
+    for name, tensor in source.items():
+        target[name].copy_(tensor)
+    return len(source), squared**0.5
+
+
+@torch.no_grad()
+def mix_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], alpha: float) -> None:
+    """Move every floating-point tensor of `target` the share `alpha` of the way to `source`."""
+    for name in _distinct(target):
+        if target[name].is_floating_point():
+            target[name].lerp_(source[name].to(target[name]), alpha)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes, the first 16 hex digits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
+
+
+def _distinct(weights: Mapping[str, Tensor]) -> list[str]:
+    """One name for each tensor: tied ones have two."""
+    return list({tensor.data_ptr(): name for name, tensor in weights.items()}.values())
