@@ -1,10 +1,11 @@
 """Checksums of weights: exact, cheap on any device, and blind to what an engine may do to a tensor without changing it.
 
-The checksum of a matrix is the sum over its elements of bits × row weight × column weight, modulo 2^64, where the bits
-are the element's own as an integer and the weights are fixed odd numbers. A change of one bit of one element always
-changes the sum, because an odd number has an inverse modulo 2^64; other changes go unseen with a chance of about
-2^-32 or less. Rows and columns of zeros below and right of the tensor add nothing: an engine may pad a vocabulary or a
-rank. The sign of a zero is ignored: an engine may hold weights in a form from which only a product brings them back.
+The checksum of a matrix is the sum over its elements of mixed bits × row weight × column weight, modulo 2^64. The bits
+are the element's own as an integer, mixed by a one-to-one map that keeps zero; the weights are fixed odd numbers. So a
+change of one element always changes the sum, however small, since an odd number has an inverse modulo 2^64; several
+changes would have to cancel by chance. Rows and columns of zeros below and right of the tensor add nothing: an engine
+may pad a vocabulary or a rank. The sign of a zero is ignored: an engine may hold weights in a form from which only a
+product brings them back.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 CHUNK = 2**22  # elements at a time: 32 MiB for each of the few integers an element needs
+MIX = -0x61C8864680B583EB  # 2^64 / golden ratio, made odd, as a signed number
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
 ZERO = f"{0:016x}"
 UNREADABLE = ("use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save")
@@ -36,18 +38,22 @@ def checksum(tensor: torch.Tensor) -> str:
     step = max(1, CHUNK // max(1, matrix.shape[1]))
     for start in range(0, matrix.shape[0], step):
         rows = (matrix[start : start + step] + 0).contiguous()  # -0.0 + 0 is 0.0
-        bits = rows.view(INTEGERS[rows.element_size()]).long()
+        bits = rows.view(INTEGERS[rows.element_size()]).long() * MIX
+        bits ^= _shifted(bits, 32)  # or the highest bits would meet the lowest of the weights only
         total += ((bits * columns).sum(1) * _odd_numbers(start, len(rows), 0, matrix.device)).sum()
     return f"{int(total) % 2**64:016x}"
 
 
 def _odd_numbers(start: int, count: int, stream: int, device: torch.device) -> torch.Tensor:
-    """`count` odd 64-bit numbers of one of two fixed streams, from the one at `start` on: splitmix64's mixing."""
-    x = torch.arange(start, start + count, device=device) + (stream << 40)
-    x = (x + 1) * -0x61C8864680B583EB
-    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
-    return (x ^ (x >> 31)) | 1
+    """`count` outputs of splitmix64 seeded with 0, from number `start` on, made odd; streams are 2^40 outputs apart."""
+    x = (torch.arange(start, start + count, device=device) + (stream << 40) + 1) * MIX
+    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
+    return (x ^ _shifted(x, 31)) | 1
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # as if without a sign
 
 
 def weight_checksums(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, str]:

@@ -7,6 +7,7 @@ a long prompt would be cut at a place that depends on its neighbours. Written fo
 import gc
 import json
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,14 +19,10 @@ from kit.config import Lora, Sampling
 from kit.samplers.checksum import adapter_scale, distinct
 from kit.samplers.vllm_readback import adapter_checksums_in_worker, repack_in_worker, weight_checksums_in_worker
 from kit.samplers.vllm_requests import Completion, check_requests, run_requests
-from kit.samplers.vllm_start import end_tokens, engine_settings, lora_rank, prepare, start
+from kit.samplers.vllm_start import SamplerDied, end_tokens, engine_settings, lora_rank, prepare, shut_down, start
 
 PROBE_TOKENS = 4  # that a probe generates
 T = TypeVar("T")
-
-
-class SamplerDied(RuntimeError):
-    """The engine failed and cannot go on; the message says in what, and what to do."""
 
 
 class VLLMEngine:
@@ -45,7 +42,7 @@ class VLLMEngine:
 
     Raises:
         ImportError, ValueError: if vLLM is missing, or cannot do what was asked for; before anything is loaded.
-        SamplerDied: if vLLM fails while it loads the model.
+        SamplerDied: if vLLM cannot load the model.
     """
 
     def __init__(
@@ -78,7 +75,8 @@ class VLLMEngine:
             "gpu_memory_utilization": gpu_memory_utilization, "enable_prefix_caching": enable_prefix_caching,
             "enable_sleep_mode": sleep_mode,
         }  # fmt: skip
-        self.llm: Any = self._guarded(f"loading {model_name_or_path}", lambda: start(settings))
+        self.llm: Any = start(settings)
+        self._shut_down = weakref.finalize(self, shut_down, self.llm)
         config = self.llm.llm_engine.vllm_config
         self.max_model_len: int = config.model_config.max_model_len
         self.block_size: int = config.cache_config.block_size
@@ -223,8 +221,7 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Free what the engine holds; it cannot be used any more."""
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
+        self._shut_down()
         self.llm, self._adapter, self._death = None, None, "it was closed"
         gc.collect()
         if torch.cuda.is_available():
@@ -237,7 +234,8 @@ class VLLMEngine:
     def _died(self) -> SamplerDied:
         return SamplerDied(
             f"the vLLM engine cannot go on: {self._death}. Make a new sampler, or resume the run from its last "
-            "checkpoint; if memory ran out, lower gpu_memory_utilization or the number of completions first."
+            "checkpoint; if memory ran out, lower gpu_memory_utilization or the number of completions before, and if "
+            "vLLM cannot run this model, sample with transformers."
         )
 
     def _guarded(self, what: str, call: Callable[[], T]) -> T:

