@@ -17,6 +17,7 @@ GOOD = Receipt(
     [
         GOOD,
         replace(GOOD, probe_parity=1e-4),  # the tolerance itself
+        replace(GOOD, probe_parity=0.04, probe_tolerance=0.05),
         replace(GOOD, delta_norm=0.0, probe_moved=0.0),  # nothing to move
         replace(GOOD, delta_norm=1e-3, probe_moved=0.0),  # too small a step to show
     ],
@@ -30,6 +31,8 @@ def test_a_good_receipt_passes(receipt: Receipt) -> None:
     [
         (replace(GOOD, sampler_digest="bb"), "the policy's weights hash to aa, the sampler's to bb"),
         (replace(GOOD, probe_parity=1.1e-4), r"differ by 1\.10e-04 nats, allowed are 1e-04"),
+        (replace(GOOD, probe_parity=0.06, probe_tolerance=0.05), r"differ by 6\.00e-02 nats, allowed are 5e-02"),
+        (replace(GOOD, prefix_cache_reset=False), "keys and values that the old weights computed were still in use"),
         (replace(GOOD, probe_parity=float("nan")), "differ by nan nats"),
         (replace(GOOD, probe_parity=float("inf")), "differ by inf nats"),
         (

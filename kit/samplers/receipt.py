@@ -28,6 +28,7 @@ class Receipt:
         probe_moved: largest change of the sampler's log-probs on that probe through this sync, nats.
         prefix_cache_reset: whether cached keys and values of the old weights were dropped.
         seconds: wall-clock time.
+        probe_tolerance: largest `probe_parity` that passes: another engine or precision rounds differently.
     """
 
     step: int
@@ -40,14 +41,17 @@ class Receipt:
     probe_moved: float
     prefix_cache_reset: bool
     seconds: float
+    probe_tolerance: float = PROBE_TOLERANCE
 
     def check(self) -> None:
         """Raises SyncError unless the weights arrived and the sampler computes with them."""
         if self.digest != self.sampler_digest:
             problem = f"the policy's weights hash to {self.digest}, the sampler's to {self.sampler_digest}"
-        elif not self.probe_parity <= PROBE_TOLERANCE:  # also true of NaN
+        elif not self.prefix_cache_reset:
+            problem = "keys and values that the old weights computed were still in use after it"
+        elif not self.probe_parity <= self.probe_tolerance:  # also true of NaN
             problem = (
-                f"log-probs on the probe differ by {self.probe_parity:.2e} nats, allowed are {PROBE_TOLERANCE:.0e}"
+                f"log-probs on the probe differ by {self.probe_parity:.2e} nats, allowed are {self.probe_tolerance:.0e}"
             )
         elif self.delta_norm > 1e-3 and self.probe_moved == 0.0:
             problem = (

@@ -78,3 +78,18 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_model(folder: Path, architecture: str) -> Path:
+    """An untrained model of 800 tokens, without a tokenizer, whose keys have half as many heads as its queries."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=800, hidden_size=HIDDEN, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=HEAD_DIM, max_position_embeddings=256, initializer_range=0.3, eos_token_id=1,
+        pad_token_id=0, bos_token_id=None, tie_word_embeddings=architecture == "Gemma3Text",
+        attention_bias=architecture == "Llama",
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
