@@ -12,6 +12,7 @@ import torch
 
 from kit.config import Sampling
 from kit.rewards.combine import RewardFunction, ignore, score
+from kit.rollouts import mean_entropy
 from kit.samplers import Sampler
 from kit.statistics import Interval, cluster_bootstrap, pass_at_k, wilson_interval
 from kit.tasks.task import Judging
@@ -30,7 +31,7 @@ class Samples:
     @property
     def entropy(self) -> float:
         """Mean over tokens, in nats."""
-        return statistics.fmean(e for group in self.groups for rollout in group.rollouts for e in rollout.entropies)
+        return mean_entropy([rollout for group in self.groups for rollout in group.rollouts])
 
     @property
     def mean_length(self) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kit.types import Example, Group, Totals
+from kit.types import Example, Group, Rollout, Totals
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,18 @@ def group_metrics(groups: Sequence[Group], selected: Sequence[Sequence[Example]]
         "completions/mean_length": statistics.fmean(lengths),
         "completions/clipped_ratio": statistics.fmean(rollout.finish_reason == "length" for rollout in rollouts),
         "num_tokens": sum(lengths),
-        "sampler/entropy": statistics.fmean(e for rollout in rollouts for e in rollout.entropies),
+        "sampler/entropy": mean_entropy(rollouts),
     }
+
+
+def mean_entropy(rollouts: Sequence[Rollout]) -> float:
+    """Of the distributions that the tokens were drawn from, nats a token.
+
+    Where the engine does not tell entropies it is the mean of -log p of the tokens drawn, which estimates the same
+    without bias: an entropy is the expectation of -log p.
+    """
+    known = [e for rollout in rollouts for e in rollout.entropies]
+    return statistics.fmean(known or (-logprob for rollout in rollouts for logprob in rollout.old_logprobs))
 
 
 def rollout_columns(groups: Sequence[Group], selected: Sequence[Sequence[Example]]) -> dict[str, list[Any]]:

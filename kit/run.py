@@ -66,7 +66,6 @@ class Run:
             device=config.device, seed=config.seed,
         )  # fmt: skip
         self.sampler = sampler(self.policy, tokenizer)
-        self.fresh_sampler = TransformersSampler(self.policy, tokenizer, share=True)
         self.workloads = workloads_of(task, config)
         for workload in self.workloads:
             if workload.count:
@@ -119,7 +118,7 @@ class Run:
             save_adapter(weights_of(self.policy), self.policy.peft_config[POLICY], folder)
         else:
             self.policy.save_pretrained(folder)
-        self.fresh_sampler.tokenizer.save_pretrained(folder)
+        self.sampler.tokenizer.save_pretrained(folder)
 
     def _recorded_step(self) -> Record:
         """A step; whatever stops it in the middle is written down, and raised with what to do."""
@@ -219,8 +218,10 @@ class Run:
     def _evaluate(self) -> Record:
         """Every task's evaluation; its completions are kept, so that runs can be compared afterwards."""
         record: Record = {}
-        for workload in self.workloads:
-            found = workload.evaluate(self.fresh_sampler, seed=(self.config.seed, self.step, EVALUATION))
+        with self.sampler.fresh(self.policy) as fresh:
+            seed = (self.config.seed, self.step, EVALUATION)
+            evaluations = [(workload, workload.evaluate(fresh, seed=seed)) for workload in self.workloads]
+        for workload, found in evaluations:
             prefix = f"task/{workload.name}/" if len(self.workloads) > 1 else ""
             record |= {f"{prefix}{name}": value for name, value in found.metrics().items()}
             self.log.completions(self.step, workload.name, completion_columns(found.groups))

@@ -39,7 +39,7 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     old_logprobs: tuple[float, ...]
-    entropies: tuple[float, ...]  # nats per token, of the distribution each token was drawn from
+    entropies: tuple[float, ...]  # nats per token, of the distribution each was drawn from; empty = not known
     text: str
     finish_reason: FinishReason
     version: int

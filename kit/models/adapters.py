@@ -68,6 +68,12 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
         copy_weights({name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}, weights_of(model))
 
 
+def adapter_config(policy: PreTrainedModel) -> dict[str, Any]:
+    """The configuration of the adapter in training, as its `adapter_config.json` holds it."""
+    config: Any = policy.peft_config[POLICY]
+    return config.to_dict()
+
+
 def save_adapter(tensors: Mapping[str, Tensor], config: Any, folder: Path) -> None:
     """Write an adapter as PEFT and vLLM read it: `adapter_config.json` and `adapter_model.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)

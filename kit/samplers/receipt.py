@@ -29,6 +29,7 @@ class Receipt:
         prefix_cache_reset: whether cached keys and values of the old weights were dropped.
         seconds: wall-clock time.
         probe_tolerance: largest `probe_parity` that passes: another engine or precision rounds differently.
+        differing: up to five tensors that did not arrive as they were sent.
     """
 
     step: int
@@ -42,11 +43,14 @@ class Receipt:
     prefix_cache_reset: bool
     seconds: float
     probe_tolerance: float = PROBE_TOLERANCE
+    differing: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises SyncError unless the weights arrived and the sampler computes with them."""
         if self.digest != self.sampler_digest:
             problem = f"the policy's weights hash to {self.digest}, the sampler's to {self.sampler_digest}"
+            if self.differing:
+                problem += f" (these tensors differ: {', '.join(self.differing)})"
         elif not self.prefix_cache_reset:
             problem = "keys and values that the old weights computed were still in use after it"
         elif not self.probe_parity <= self.probe_tolerance:  # also true of NaN

@@ -1,6 +1,7 @@
 """What the run loop asks of a sampler, whatever engine it runs on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -38,6 +39,10 @@ class TrainingSampler(Sampler, Protocol):
 
     def restore(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take up weights of earlier, as a checkpoint holds them."""
+        ...
+
+    def fresh(self, policy: PreTrainedModel) -> AbstractContextManager[Sampler]:
+        """A sampler of the policy as it is now, for an evaluation inside the block."""
         ...
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:

@@ -7,6 +7,7 @@ whole group; a finished completion leaves the batch.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from kit.models.weights import LiveWeights, copy_weights, digest, snapshot, weig
 from kit.samplers.kv_cache import PreallocatedCache
 from kit.samplers.prompts import end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import Receipt
+from kit.samplers.sampler import Sampler
 from kit.types import Group, Prompt, Rollout
 
 SHRINK_AT = 0.85  # drop finished rows once this fraction or less is still running: copying the cache costs too
@@ -65,6 +67,10 @@ class TransformersSampler:
         """Take up weights of earlier, as a checkpoint holds them."""
         copy_weights(tensors, self.weights.tensors())
         self.version = version
+
+    def fresh(self, policy: PreTrainedModel) -> AbstractContextManager[Sampler]:
+        """Samples from the policy itself."""
+        return nullcontext(TransformersSampler(policy, self.tokenizer, share=True))
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Raises ValueError if a prompt is empty, or does not fit the model's context with a full-length completion."""

@@ -68,7 +68,7 @@ class VLLMEngine:
         self._adapter: Any = None
         self._loads = 0  # adapters so far: their ids
         self._death: str | None = None  # why the engine cannot go on
-        self._asleep = False
+        self.is_asleep = False
         self._missing = "no adapter was loaded yet, call load_adapter" if lora else None  # before it may sample
         settings = engine_settings(is_cpu, self._lora_rank, quantization, enforce_eager) | {
             "model": model_name_or_path, "seed": seed, "dtype": self.dtype, "max_model_len": max_model_len,
@@ -198,7 +198,7 @@ class VLLMEngine:
     def _request(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, ends: Sequence[int]
     ) -> list[Completion]:
-        if self._asleep:
+        if self.is_asleep:
             raise RuntimeError("expected an engine that is awake, came one that sleeps: call wake")
         check_requests(prompt_ids, seeds, sampling, self.max_model_len, self.vocab_size)
         return self._guarded(
@@ -211,13 +211,13 @@ class VLLMEngine:
         self._require_sleep_mode()
         level = 2 if self._lora_rank is None else 1  # 1 keeps a copy of the weights in the computer's memory
         self._guarded("going to sleep", lambda: self.llm.sleep(level=level))
-        self._asleep, self._missing = True, "the engine sleeps: call wake, then load the policy"
+        self.is_asleep, self._missing = True, "the engine sleeps: call wake, then load the policy"
 
     def wake(self) -> None:
         """Take the memory again. What was loaded before may be gone, so the policy must be loaded and checked anew."""
         self._require_sleep_mode()
         self._guarded("waking up", self.llm.wake_up)
-        self._asleep, self._missing = False, "the engine slept, and what it holds now is not the policy: load it"
+        self.is_asleep, self._missing = False, "the engine slept, and what it holds now is not the policy: load it"
 
     def close(self) -> None:
         """Free what the engine holds; it cannot be used any more."""
