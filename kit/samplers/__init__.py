@@ -3,5 +3,8 @@
 from kit.samplers.receipt import Receipt, SyncError
 from kit.samplers.sampler import Sampler, SamplerFactory
 from kit.samplers.transformers import TransformersSampler
+from kit.samplers.vllm_sampler import VLLMSampler
 
-__all__ = ["Receipt", "Sampler", "SamplerFactory", "SyncError", "TransformersSampler"]
+SAMPLERS = {"transformers": TransformersSampler, "vllm": VLLMSampler}  # for a notebook's parameter
+
+__all__ = ["SAMPLERS", "Receipt", "Sampler", "SamplerFactory", "SyncError", "TransformersSampler", "VLLMSampler"]
