@@ -56,9 +56,9 @@ def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # as if without a sign
 
 
-def weight_checksums(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, str]:
+def weight_checksums(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
     """The checksum of each tensor once it is cast to `dtype`; tied tensors (one memory) under the first name only."""
-    return {name: checksum(tensor.detach().to(dtype)) for name, tensor in distinct(tensors).items()}
+    return {name: checksum(tensor.detach().to(dtype or tensor.dtype)) for name, tensor in distinct(tensors).items()}
 
 
 def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kit.config import Sampling
 from kit.masking import right_pad
 from kit.models.policy import score
-from kit.models.weights import LiveWeights, copy_weights, digest, snapshot, weights_of
+from kit.models.weights import LiveWeights, copy_weights, snapshot, weights_of
+from kit.samplers.checksum import differing, summary, weight_checksums
 from kit.samplers.kv_cache import PreallocatedCache
 from kit.samplers.prompts import end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import Receipt
@@ -44,7 +45,7 @@ class TransformersSampler:
         self._probe = Rollout(ids[:1], ids[1:], (), (), text, "stop", 0)
 
     def sync(self, policy: PreTrainedModel, version: int, *, step: int) -> Receipt:
-        """Copy the weights, then compare hashes and the log-probs of a fixed text on both sides."""
+        """Copy the weights, then compare checksums and the log-probs of a fixed text on both sides."""
         started = time.perf_counter()
         source, target = weights_of(policy), self.weights.tensors()
         with torch.no_grad():
@@ -54,11 +55,13 @@ class TransformersSampler:
                 tensors, delta_norm = copy_weights(source, target)
                 after = score(model, [self._probe]).logprobs
         self.version = version
+        sent, held = weight_checksums(source), weight_checksums(target)
         receipt = Receipt(
-            step, version, tensors, delta_norm, digest(source), digest(target),
+            step, version, tensors, delta_norm, summary(sent), summary(held),
             (after - expected).abs().max().item(), (after - before).abs().max().item(),
             prefix_cache_reset=True,  # no cache outlives a call of `generate`
             seconds=time.perf_counter() - started,
+            differing=tuple(differing(sent, held)[:5]),
         )  # fmt: skip
         receipt.check()
         return receipt
