@@ -108,11 +108,10 @@ def evaluation(history: History, setup: Setup) -> Iterator[Finding]:
                 "kl_coef, mend the reward (length bias, repetition)", history.step,
             )  # fmt: skip
         else:
-            yield Finding(
-                "evaluation_falls", "warning", seen,
-                "go back to the best checkpoint; then sync more often (a smaller s), lower learning_rate, or correct "
-                "for staleness (kit.importance)", history.step,
-            )  # fmt: skip
+            is_stale = bool(history.last and number(history.last[-1], "sync/staleness"))
+            sooner = "sync more often (a smaller s), correct for staleness (kit.importance), or " if is_stale else ""
+            remedy = f"go back to the best checkpoint; then {sooner}lower learning_rate"
+            yield Finding("evaluation_falls", "warning", seen, remedy, history.step)
 
 
 def displacement(history: History, setup: Setup) -> Iterator[Finding]:

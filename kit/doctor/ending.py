@@ -28,6 +28,7 @@ def end_token(parts: Parts) -> Iterator[Finding]:
 def end_of_turn(parts: Parts) -> Iterator[Finding]:
     """`other_end_token` (error): the chat template writes tokens after what the assistant said, and none of them is an
     end token. The model was taught to end its turn with one that does not stop the sampler.
+    `broken_template` (error): the template does not render a user's message and an answer.
 
     Source: models whose tokenizer ends documents with one token and turns with another (`<|endoftext|>`, `<|im_end|>`);
     as trl#3126.

@@ -10,6 +10,7 @@ from kit.doctor.parts import Parts
 
 PADDED = 1024  # rows: output layers are padded to multiples of 64 to 512 for speed; more than this is another tokenizer
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+OTHER_HEADS = ("summary_", "classifier_")  # of classifiers, which share a configuration with language models
 OUTER_LAYERS = ("lm_head", "embed_tokens")
 SOME = 100_000  # weights of a tensor that are looked at, evenly spaced
 HALF = 0.5  # of the weights that cannot move
@@ -117,5 +118,5 @@ def small_updates(parts: Parts) -> Iterator[Finding]:
 
 
 def _is_dropout(name: str, value: object) -> bool:
-    is_named = "dropout" in name or "pdrop" in name
+    is_named = ("dropout" in name or "pdrop" in name) and not name.startswith(OTHER_HEADS)
     return is_named and isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -6,16 +6,27 @@ In peers' trackers these are the commonest ways to train for hours on nothing: f
 from collections.abc import Iterator
 
 from kit.doctor.finding import Finding, excerpt
-from kit.doctor.window import LAST, History, Sample, Setup, number
+from kit.doctor.window import LAST, History, Sample, Setup
 
 MOST = 0.5  # truncated or unjudged: more of what is learned then comes from the limit than from the task
+NEARLY_ALL = 0.95  # truncated: one in twenty is left to learn from
 SOLVED = 0.9  # mean reward of a task in {0, 1} whose groups agree because nearly every completion is right
+ALWAYS_ZERO = (
+    "call the function by hand on a completion that is right. Does it read the column that holds the solution, the "
+    "answer's format, the whole (not truncated) completion? Or is the task too hard: look at eval/pass_at_*"
+)
+FORGOTTEN = "the policy has lost what it could do: go back to a checkpoint, lower learning_rate, sync more often"
+CONSTANT = (
+    "it teaches nothing. Either all completions are alike in it (then give it weight 0, or take harder prompts), or it "
+    "says so of anything: call it by hand on a wrong and on an empty completion"
+)
 
 
 def truncation(history: History, setup: Setup) -> Iterator[Finding]:
     """`never_ends` (error): in the last 5 batches, and in every one before, each completion was cut at the limit.
-    `all_truncated` (error): in the last 5 batches, though not always. `mostly_truncated` (warning): half of the
-    completions of the last 5 batches or more. Healthy runs of this project's studies stay below 0.06 (5-batch means).
+    `truncated` (warning; error from 95 %): half of the completions of the last 5 batches or more.
+
+    Healthy runs of this project's studies stay below 0.06 (means of 5 batches).
 
     Source: autocontext PR#1067 (a cap of 256 tokens made every reward 0), ms-swift#4950, CoursIA PR#11304 (a string
     prompt, so no end token), trl PR#6220 (the warning that was closed unmerged).
@@ -24,27 +35,20 @@ def truncation(history: History, setup: Setup) -> Iterator[Finding]:
     if not ratios or sum(ratios) / LAST < MOST:
         return
     length = history.recent("completions/mean_length")[-1]
-    example = shown([sample for sample in history.samples if sample.finish_reason == "length"])
-    seen = (
-        f"{sum(ratios) / LAST:.0%} of the last {LAST} batches' completions were cut, at {length:.0f} tokens on average"
-    )
-    if min(ratios) < 1:
-        remedy = (
-            "raise max_completion_length, or make completions shorter (a soft length penalty in the reward): a cut "
-            "answer is mostly scored as a wrong one"
-        )
-        yield Finding("mostly_truncated", "warning", seen + example, remedy, history.step)
-    elif all(number(record, "completions/clipped_ratio") == 1 for record in history.first):
+    share, example = sum(ratios) / LAST, shown([s for s in history.samples if s.finish_reason == "length"])
+    seen = f"{share:.0%} of the last {LAST} batches' completions were cut, at {length:.0f} tokens on average{example}"
+    if not history.has_ended:
         remedy = (
             "see that the model can end: messages instead of strings as prompts for a chat model, an end token that "
             "its chat template writes (`kit doctor --model FOLDER`); or raise max_completion_length"
         )
-        yield Finding("never_ends", "error", f"no completion ever ended: {seen}{example}", remedy, history.step)
+        yield Finding("never_ends", "error", f"no completion ever ended: {seen}", remedy, history.step)
     else:
         remedy = (
-            "raise max_completion_length, or go back to a checkpoint from before completions grew: nothing ends now"
+            "raise max_completion_length, or make completions shorter (a soft length penalty in the reward): a cut "
+            "answer is mostly scored as a wrong one"
         )
-        yield Finding("all_truncated", "error", seen + example, remedy, history.step)
+        yield Finding("truncated", "error" if share >= NEARLY_ALL else "warning", seen, remedy, history.step)
 
 
 def constant_reward(history: History, setup: Setup) -> Iterator[Finding]:
@@ -64,22 +68,15 @@ def constant_reward(history: History, setup: Setup) -> Iterator[Finding]:
         if not means or len(set(means)) > 1 or (len(functions) == 1 and not is_flat):
             continue
         seen = f"every mean of {name} in the last {LAST} batches is {means[0]:g}"
-        if means[0] == 0 and (start := history.start(f"rewards/{name}/mean")):
-            remedy = "the policy has forgotten how: go back to a checkpoint, lower learning_rate, sync more often"
-            seen += f", {start:.3g} at the start"
-            yield Finding("verifier_always_zero", "error", seen + shown(history.samples), remedy, history.step, name)
-        elif means[0] == 0:
-            remedy = (
-                "call the function by hand on a completion that is right. Does it read the column that holds the "
-                "solution, the answer's format, the whole (not truncated) completion? Or is the task too hard: look at "
-                "eval/pass_at_*"
-            )
+        if means[0] == 0:
             severity = "error" if len(functions) == 1 else "warning"
+            start = history.start(f"rewards/{name}/mean")
+            seen += f", {start:.3g} at the start" if start else ""
+            remedy = FORGOTTEN if start else ALWAYS_ZERO
             yield Finding("verifier_always_zero", severity, seen + shown(history.samples), remedy, history.step, name)
         else:
-            remedy = "it teaches nothing: give it weight 0, or a task on which completions differ in it"
             severity = "warning" if is_flat else "note"
-            yield Finding("constant_reward", severity, seen + shown(history.samples), remedy, history.step, name)
+            yield Finding("constant_reward", severity, seen + shown(history.samples), CONSTANT, history.step, name)
 
 
 def abstention(history: History, setup: Setup) -> Iterator[Finding]:

@@ -16,7 +16,8 @@ FAR = 0.2  # nats a token
 
 def sampler_stale(history: History, setup: Setup) -> Iterator[Finding]:
     """`sampler_stale` (error): `offpolicy/kl` is above what engines differ by although the sampler should be the
-    policy: its staleness is 0, or learning_rate times staleness is below 1e-9, so that no update can have moved a weight.
+    policy: its staleness is 0, or learning_rate times staleness is below 1e-9, so that no update can have moved a
+    weight.
 
     Above means: more than 1e-6 nats a token in float32, more than 2e-3 in bfloat16 or with quantized weights; or, in
     the latter, 10 times what it was at the first such records and above 2e-4: an adapter that is never delivered shows

@@ -69,6 +69,7 @@ class History:
     first: list[Record] = field(default_factory=list)
     last: deque[Record] = field(default_factory=lambda: deque(maxlen=LAST))
     evaluations: list[Record] = field(default_factory=list)
+    has_ended: bool = False  # whether any completion so far ended before the limit
     latest: Record = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()  # of the latest record's step, if they are at hand
 
@@ -80,6 +81,7 @@ class History:
             if len(self.first) < FIRST:
                 self.first.append(record)
             self.last.append(record)
+            self.has_ended = self.has_ended or number(record, "completions/clipped_ratio") != 1
 
     @property
     def step(self) -> int:
@@ -111,7 +113,7 @@ def number(record: Record, name: str) -> float | None:
 def of_task(record: Record, task: str) -> dict[str, Any]:
     """What a record says of one task, under the names of a run on that task alone."""
     prefix = f"task/{task}/"
-    shared = {name: record[name] for name in ("step", "reuse_epoch") if name in record}
+    shared = {name: record[name] for name in ("step", "reuse_epoch", "sync/staleness") if name in record}
     return shared | {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
 
 
