@@ -1,4 +1,6 @@
-"""The command line: `python -m kit.cli demo`, `... execute NOTEBOOK OUTPUT -p NAME VALUE`, `... study FOLDER`."""
+"""The command line: `python -m kit.cli demo`, `... execute NOTEBOOK OUTPUT -p NAME VALUE`, `... study FOLDER`,
+`... doctor RUN_DIR`, `... doctor --model FOLDER`.
+"""
 
 import argparse
 import shutil
@@ -6,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from kit.config import Lora
+from kit.doctor import check_parts, examine_run, model_parts
+from kit.doctor.before import read_prompts
+from kit.doctor.finding import printable
 from kit.study import ParameterError, execute_notebook, parse_value, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +29,25 @@ def demo() -> None:
     print(f"Executed notebook: {executed.relative_to(ROOT)} ({time.perf_counter() - started:.0f} s)")
 
 
+def diagnose(chosen: argparse.Namespace) -> int:
+    """Print what the doctor finds; 1 if any of it is an error, 2 if there was nothing that it could read."""
+    try:
+        if chosen.run_dir is not None:
+            diagnosis = examine_run(chosen.run_dir)
+            print(diagnosis)
+            return int(diagnosis.has_errors)
+        prompts = [] if chosen.prompts is None else read_prompts(chosen.prompts)
+        lora = None if chosen.lora is None else Lora(lora_target_modules=tuple(chosen.lora))
+        findings = check_parts(model_parts(chosen.model, prompts, lora))
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    checked = "end and padding tokens, chat template, dropout, vocabulary, generation settings"
+    checked += (f", {len(prompts)} prompts" if prompts else "") + (", tied weights under LoRA" if lora else "")
+    print("\n".join([printable(str(chosen.model)), *map(str, findings or ["nothing found"]), f"checked: {checked}"]))
+    return int(any(finding.severity == "error" for finding in findings))
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kit.cli", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -36,7 +61,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     study.add_argument("folder", type=Path)
     study.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    doctor = commands.add_parser(
+        "doctor", help="what is wrong with a run, or with a model before one; 1 if an error is"
+    )
+    what = doctor.add_mutually_exclusive_group(required=True)
+    what.add_argument("run_dir", nargs="?", type=Path, help="of a run that is finished or under way")
+    what.add_argument("--model", type=Path, help="a model's folder; its weights are not read")
+    doctor.add_argument("--prompts", type=Path, help="with --model: JSON lines with a column `prompt`")
+    doctor.add_argument("--lora", nargs="+", metavar="LAYER", help="with --model: the layers that get adapters")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "doctor":
+        if chosen.run_dir is not None and (chosen.prompts or chosen.lora):
+            parser.error("--prompts and --lora go with --model")
+        return diagnose(chosen)
     if chosen.command == "demo":
         demo()
         return 0

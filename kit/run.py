@@ -16,6 +16,7 @@ from kit.checkpoint import (
     save_checkpoint,
 )
 from kit.config import RunConfig
+from kit.doctor import Doctor, Finding, Parts, Setup, check_parts, tell
 from kit.interrupt import deferred_interrupt
 from kit.learner import Learner
 from kit.models.adapters import save_adapter
@@ -23,11 +24,13 @@ from kit.models.policy import load_policy
 from kit.models.weights import POLICY, copy_weights, digest, has_adapter, weights_of
 from kit.objectives import Objective
 from kit.reference import Reference
+from kit.rewards.combine import function_name
 from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
 from kit.runlog import Clock, RunLog, as_json, describe
 from kit.samplers import SamplerFactory, SyncError, TransformersSampler
 from kit.sync import Drift, Never, Schedule, SyncState, WithSampler
 from kit.tasks.task import Portion, Task
+from kit.types import Group
 from kit.workload import described, workloads_of
 
 Record = dict[str, Any]
@@ -77,10 +80,16 @@ class Run:
         asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha}
         asked |= {"sampler": as_json(sampler), "model_digest": digest(self.policy.state_dict())}
         self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
+        functions = [function for workload in self.workloads for function in workload.functions]
+        self.doctor = Doctor(Setup.of(config, objective, [function_name(function) for function in functions]))
         self.step = 0  # updates applied
         self.drift: Drift | None = None
         self._batch: Batch | None = None
         self._resume()
+        if self.step == 0:  # a resumed run was told
+            prompts, settings = [p for w in self.workloads for p in w.prompts], self.policy.generation_config
+            model = (self.policy.config, settings, self.policy)
+            self._tell(check_parts(Parts(tokenizer, *model, prompts, functions, config, objective, sync)))
 
     def steps(self, count: int) -> Iterator[Record]:
         """Train up to `count` steps, yielding each step's record; leaving the loop pauses the run.
@@ -164,9 +173,9 @@ class Run:
         clock.lap("train")
         record |= clock.laps
         self.step += 1
-        self.log.log(record)
+        self._log(record, batch.groups)
         if self.step == config.max_steps:
-            self.log.log({"step": self.step} | self._evaluate() | clock.lap("eval"))
+            self._log({"step": self.step} | self._evaluate() | clock.lap("eval"))
         self.log.status("finished" if self.step == config.max_steps else "running", self.step)
         return record
 
@@ -175,6 +184,16 @@ class Run:
         is_mixed = self.config.bf16 and not has_adapter(self.policy)
         # Without the cache, which would outlive an update and give the next pass the weights of before it.
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=is_mixed, cache_enabled=False)
+
+    def _log(self, record: Record, groups: Sequence[Group] = ()) -> None:
+        """Write a step's record, after what the doctor says of it: one that is no number cannot be written."""
+        self._tell(self.doctor.examine(record, groups))
+        self.log.log(record)
+
+    def _tell(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self.log.event("doctor", **finding.details())
+            tell(finding)
 
     def _is_mid_batch(self) -> bool:
         """Whether the next step makes another pass over the batch at hand."""
@@ -254,6 +273,7 @@ class Run:
                 self.reference.version = position.ref_version
         if self.step < self.config.max_steps:  # a finished run has nothing to repeat
             self.log.rewind(self.step)
+            self.doctor.replay(self.log.metrics())
             self.log.status("running", self.step)
         self.log.event("resume" if checkpoints else "start", step=self.step)
 

@@ -147,7 +147,7 @@ class RunLog:
         """Append a step's record."""
         self._append("metrics.jsonl", record)
 
-    def event(self, name: str, **details: str | int | float) -> None:
+    def event(self, name: str, /, **details: str | int | float) -> None:
         self._append("events.jsonl", {"event": name, "time": time.time(), **details})
 
     def receipt(self, receipt: Mapping[str, Any]) -> None:

@@ -185,6 +185,12 @@ def seed_folder() -> Path:
     return Path(__file__).parents[1] / "data" / "seed"
 
 
+def happened(out_dir: Path) -> list[str]:
+    """The names of a run's events, less what the doctor said: the tiny model's completions are cut, and it says so."""
+    events = [json.loads(line)["event"] for line in (out_dir / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if event != "doctor"]
+
+
 def untimed(out_dir: Path) -> list[str]:
     """The lines of a run's metrics.jsonl without the fields that say how long things took."""
     records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]

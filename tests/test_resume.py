@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import tiny_run, untimed
+from tests.conftest import happened, tiny_run, untimed
 
 ROOT = Path(__file__).parents[1]
 CHANGES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate")  # as Python's auditing calls them
@@ -141,10 +141,9 @@ def test_a_killed_run_resumes_to_the_metrics_of_an_uninterrupted_one(
     for name in directories:
         assert untimed(tmp_path / name) == expected, name
         assert json.loads((tmp_path / name / "status.json").read_text())["state"] == "finished"
-        events = [json.loads(line)["event"] for line in (tmp_path / name / "events.jsonl").read_text().splitlines()]
-        assert set(events) <= {"start", "resume", "finish"}
+        assert set(happened(tmp_path / name)) <= {"start", "resume", "finish"}
     if how == "at random":
-        starts = sum(len((tmp_path / name / "events.jsonl").read_text().splitlines()) for name in directories)
+        starts = sum(len(happened(tmp_path / name)) for name in directories)
         assert starts > len(directories)  # some were killed in the middle of their work, not only while they started
 
 
@@ -172,8 +171,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_run_resumes(
     start(tmp_path / "straight", **arguments("ctrl-c")).finish()
     assert untimed(tmp_path / "stopped") == untimed(tmp_path / "straight")
     assert not (tmp_path / "stopped" / "discarded").exists()  # nothing had to be done again
-    events = [json.loads(line) for line in (tmp_path / "stopped" / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events][:3] == ["start", "interrupt", "resume"]
+    assert happened(tmp_path / "stopped")[:3] == ["start", "interrupt", "resume"]
 
 
 def test_ctrl_c_in_this_process_pauses_the_run(start: Callable[..., Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kit.run import Run
 from kit.runlog import RunDirectoryError, read_jsonl
 from kit.samplers import SyncError
 from kit.sync import Every, Never, OnDrift, Schedule, WithSampler, every
-from tests.conftest import TinyTask, contents, tiny_run, untimed
+from tests.conftest import TinyTask, contents, happened, tiny_run, untimed
 
 Start = Callable[..., Run]
 ARMS: dict[str, dict[str, Any]] = {
@@ -187,7 +187,7 @@ def test_a_run_left_behind_resumes_to_the_metrics_of_an_uninterrupted_one(
     assert untimed(tmp_path) == untimed(straight(arm))
     receipts = [read_jsonl(path / "receipts.jsonl") for path in (tmp_path, straight(arm))]
     assert [{**r, "seconds": 0} for r in receipts[0]] == [{**r, "seconds": 0} for r in receipts[1]]
-    assert [e["event"] for e in read_jsonl(tmp_path / "events.jsonl")][:2] == ["start", "resume"]
+    assert happened(tmp_path)[:2] == ["start", "resume"]
 
 
 def test_a_run_without_a_checkpoint_starts_over(start: Start, straight: Callable[[str], Path], tmp_path: Path) -> None:
