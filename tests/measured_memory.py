@@ -28,7 +28,7 @@ LLAMA = LlamaConfig(
 
 
 def small_config(**changes: Any) -> RunConfig:
-    sizes: dict[str, Any] = {"prompts_per_step": 8, "group_size": 4, "micro_batch_size": 8, "eval_prompts": 1}
+    sizes: dict[str, Any] = {"prompts_per_step": 4, "group_size": 4, "micro_batch_size": 4, "eval_prompts": 1}
     return RunConfig(**(sizes | {"eval_samples": 1, "sampling": Sampling(max_completion_length=64)} | changes))
 
 
@@ -144,9 +144,17 @@ def whole_sequence_scores(model: PreTrainedModel, rollouts: Sequence[Rollout]) -
 
 
 def compute_in_bfloat16(model: PreTrainedModel) -> None:
-    """Every forward pass of the layers under autocast."""
-    decoder = model.get_decoder()
-    decoder.forward = torch.autocast("cpu", torch.bfloat16)(decoder.forward)
+    """Every forward pass of the layers under autocast, also those of copies."""
+    autocast = torch.autocast("cpu", torch.bfloat16)
+
+    def enter(*_: object) -> None:
+        autocast.__enter__()
+
+    def leave(*_: object) -> None:
+        autocast.__exit__(None, None, None)
+
+    model.get_decoder().register_forward_pre_hook(enter)
+    model.get_decoder().register_forward_hook(leave)
 
 
 def measured(
@@ -169,7 +177,7 @@ def measured(
     examples, totals = examples_of(objective, config)
     prompts = [Prompt(str(n), "1" * (PROMPT_LENGTH - n % 2), {}) for n in range(config.prompts_per_step)]
     found = {}
-    meter.peak(lambda: learner.update(examples, totals, 0))
+    meter.peak(lambda: learner.update(examples[:1], totals, 0))  # makes the optimizer's moments
     if not config.lora:
         found["sync"] = meter.peak(lambda: sampler.sync(policy, 1, step=1))[0]
     found["generate"], groups = meter.peak(
