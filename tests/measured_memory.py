@@ -110,7 +110,7 @@ def load(model_config: LlamaConfig, config: RunConfig, folder: str | None) -> Pr
             if "lora_" in name:
                 parameter.data = parameter.data.float()
     if config.bf16:
-        compute_in_bfloat16(model)
+        compute_in_bfloat16(model, config.device)
     return model
 
 
@@ -134,8 +134,10 @@ class CheckpointedLearner(Learner):
 
 def whole_sequence_scores(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> TokenScores:
     longest = max(len(rollout.prompt_ids) for rollout in rollouts)
-    ids = torch.tensor([(0,) * (longest - len(r.prompt_ids)) + r.prompt_ids + r.completion_ids for r in rollouts])
-    mask = torch.tensor([[i >= longest - len(r.prompt_ids) for i in range(ids.shape[1] - 1)] for r in rollouts])
+    rows = [(0,) * (longest - len(r.prompt_ids)) + r.prompt_ids + r.completion_ids for r in rollouts]
+    ids = torch.tensor(rows, device=model.device)
+    starts = torch.tensor([longest - len(r.prompt_ids) for r in rollouts], device=model.device)
+    mask = torch.arange(ids.shape[1] - 1, device=model.device) >= starts[:, None]
     hidden = model.get_decoder()(input_ids=ids[:, :-1], attention_mask=mask, use_cache=False).last_hidden_state
     hidden, labels = hidden[:, longest - 1 :], ids[:, longest:]
     counts = torch.ones_like(labels, dtype=torch.bool)
@@ -143,9 +145,9 @@ def whole_sequence_scores(model: PreTrainedModel, rollouts: Sequence[Rollout]) -
     return TokenScores(logprobs.view(labels.shape), entropy.view(labels.shape), counts)
 
 
-def compute_in_bfloat16(model: PreTrainedModel) -> None:
+def compute_in_bfloat16(model: PreTrainedModel, device: str) -> None:
     """Every forward pass of the layers under autocast, also those of copies."""
-    autocast = torch.autocast("cpu", torch.bfloat16)
+    autocast = torch.autocast(device, torch.bfloat16)
 
     def enter(*_: object) -> None:
         autocast.__enter__()
@@ -164,8 +166,8 @@ def measured(
     torch.manual_seed(0)
     meter = Meter()
     policy = meter.peak(lambda: load(model_config, config, folder))[1]
-    meter.live = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in
-                      [*policy.parameters(), *policy.buffers(), *_quantization_constants(policy)]}.values())  # fmt: skip
+    held = [*policy.parameters(), *policy.buffers(), *_quantization_constants(policy)]  # some were mapped from a file
+    meter.live = sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}.values())
     tokenizer = build_tokenizer()
     sampler = meter.peak(lambda: TransformersSampler(policy, tokenizer, share=config.lora is not None))[1]
     reference = None

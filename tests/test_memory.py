@@ -74,8 +74,8 @@ def test_parameters_of_a_tiny_llama_by_hand() -> None:
 
 
 def test_adapters_of_a_tiny_llama_by_hand() -> None:
-    # Rank 2 on an (out, in) layer: 2 x (in + out). A layer: queries and output 2 x 16, keys and values 2 x (8 + 4), gate,
-    # up and down 3 x (8 + 12): 2 x (32 + 24 + 60) = 232. Only queries and values: 2 x (16 + 12) = 56.
+    # Rank 2 on an (out, in) matrix: 2 x (in + out). A layer: queries and output 2 x 16, keys and values 2 x (8 + 4),
+    # gate, up and down 3 x (8 + 12): 2 x (32 + 24 + 60) = 232. Only queries and values: 2 x (16 + 12) = 56.
     config = RunConfig(lora=Lora(lora_r=2))
     assert sum(DryModel(FAMILIES["Llama"], config).trained) == 3 * 232
     config = RunConfig(lora=Lora(lora_r=2, lora_target_modules=("q_proj", "v_proj")))
@@ -174,7 +174,11 @@ def test_the_meter_measures() -> None:
 
 
 BIG = RunConfig(
-    device="cuda", bf16=True, prompts_per_step=8, micro_batch_size=8, eval_prompts=8,
+    device="cuda",
+    bf16=True,
+    prompts_per_step=8,
+    micro_batch_size=8,
+    eval_prompts=8,
     sampling=Sampling(max_completion_length=256),
 )
 
@@ -241,7 +245,7 @@ def test_a_config_on_disk_is_all_it_needs(tmp_path: Path) -> None:
 
 
 def test_an_absent_model_is_an_error_with_a_remedy() -> None:
-    with pytest.raises(FileNotFoundError, match="absent or gated, or there is no network.*give its folder"):
+    with pytest.raises(FileNotFoundError, match=r"absent or gated, or there is no network.*give its folder"):
         load_model_config("nobody/nothing-8B")
 
 

@@ -22,7 +22,7 @@ def advise(plan: Plan) -> tuple[Advice, ...]:
 
 
 def _together(plan: Plan) -> Plan:
-    """Knob after knob, those first that change results least, until it fits; then back what was not needed after all."""
+    """Knob after knob, those first that change results least, until it fits; then back what was not needed."""
     start = plan
     while not plan.estimate.fits:
         turned = next((turned for knob in KNOBS if (turned := _useful(knob, plan))), None)

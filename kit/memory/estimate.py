@@ -78,10 +78,8 @@ class Estimate:
     def __str__(self) -> str:
         rows = self.rows()
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-            for row in rows
-        ]  # fmt: skip
+        cells = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+        lines = ["  ".join([row[0].ljust(widths[0]), *rest]) for row, (_, *rest) in zip(rows, cells, strict=True)]
         return "\n".join([*lines, "", *self._remarks()])
 
     def _remarks(self) -> list[str]:

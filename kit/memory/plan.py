@@ -98,7 +98,13 @@ class Plan:
         """At each moment, what belongs to it and what stands all the time."""
         gradients = sum(self.model.trained) * FLOAT32  # kept from an update until the next
         # torch's AdamW makes temporary tensors of a weight's size, on an accelerator for all weights at once.
-        at_update = 0 if self.config.optim != "adamw_torch" else gradients if not self.is_on_cpu else 2 * FLOAT32 * max(self.model.trained)
+        at_update = (
+            0
+            if self.config.optim != "adamw_torch"
+            else gradients
+            if not self.is_on_cpu
+            else 2 * FLOAT32 * max(self.model.trained)
+        )
         found = [
             *((name, parts | {"gradients": gradients}) for name, parts in self._sampling().items()),
             ("output layer", self._at_output_layer()),
@@ -193,7 +199,7 @@ def moment_bytes(count: int, optim: str) -> int:
 
 
 def _trained_rollouts(objective: Objective, group_size: int) -> tuple[int, int]:
-    """Rollouts of an example, and those of a prompt that are trained on, found by selecting from a group of both kinds."""
+    """Rollouts of an example, and of a prompt in training: what is selected from a group of right and wrong ones."""
     rollout = Rollout((0,), (0,), (0.0,), (0.0,), "", "stop", 0)
     rewards = tuple(float(number % 2) for number in range(group_size))
     group = Group(Prompt("", "", {}), (rollout,) * group_size, rewards)

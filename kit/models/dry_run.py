@@ -1,8 +1,7 @@
 """A model without weights, on which the kit's own passes run to count bytes: no formula a family, no byte allocated.
 
-Every tensor is fake: it has a shape, a type and a device, and no content. So what a forward and a backward pass hold
-is what torch and transformers would really allocate, whatever the family, its attention and its cache. Passes run
-through two layers, and through three: the difference counts for each further layer.
+Every tensor is fake: a shape and a type without content. So what passes hold is what torch and transformers would
+allocate, whatever the family. They run through two layers and three: the difference counts for each further layer.
 """
 
 from collections import Counter
@@ -23,7 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, P
 
 from kit.config import RunConfig, Sampling
 from kit.models.policy import output_weight
-from kit.samplers.kv_cache import PreallocatedCache
+from kit.samplers.kv_cache import PreallocatedCache, PreallocatedLayer
 from kit.samplers.transformers import draw
 
 # Bytes a weight: 4 bits, an 8-bit constant a block of 64, and a 32-bit one for 256 of those (QLoRA, arXiv 2305.14314);
@@ -136,12 +135,14 @@ class DryModel:
         self.trained = [p.numel() for p in model.parameters() if p.requires_grad]
         self.vocab_size, self.hidden_size = output_weight(model).shape
         self.element_size = output_weight(model).element_size()
+        self.num_layers, heads = model_config.num_hidden_layers, model_config.num_attention_heads
+        self.attention_width = heads * (getattr(model_config, "head_dim", None) or self.hidden_size // heads)
         products = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
         self.matmul_parameters = sum({id(w): w.numel() for w in [*products, output_weight(model)]}.values())
 
     @cache  # noqa: B019 - as long as the model
     def train(self, shape: Shape) -> Passes:
-        """One micro-batch through the layers as `kit.models.policy.score` sends it, and back, given gradients to add to."""
+        """One micro-batch through the layers, as `kit.models.policy.score` sends it, and back, adding to gradients."""
 
         def passes(model: PreTrainedModel) -> tuple[int, int, int]:
             model.train(self.config.gradient_checkpointing)  # otherwise transformers does not checkpoint
@@ -169,8 +170,8 @@ class DryModel:
                 logits = _next_logits(model, shape.prompts, shape.prompt_length, cache)
                 cache.repeat_rows(times)
                 logits = logits.repeat_interleave(times, 0)
-                for layer in cache.layers:
-                    layer.length = length - 1  # pyright: ignore[reportAttributeAccessIssue] - of the kit's own layers
+                for layer in _layers(cache):
+                    layer.length = length - 1
                 draw(logits, torch.empty(shape.rollouts), sampling)
                 logits = _next_logits(model, shape.rollouts, 1, cache)
                 draw(logits, torch.empty(shape.rollouts), sampling)
@@ -257,12 +258,9 @@ class DryModel:
     ) -> tuple[Tensor, Tensor]:
         embedded = torch.empty(rows, new, self.hidden_size, dtype=model.dtype, requires_grad=self.config.lora is None)
         output = model.get_decoder()(
-            inputs_embeds=embedded,
-            attention_mask=torch.empty(rows, seen, dtype=torch.bool),
-            position_ids=torch.empty(rows, new, dtype=torch.long),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+            inputs_embeds=embedded, attention_mask=torch.empty(rows, seen, dtype=torch.bool),
+            position_ids=torch.empty(rows, new, dtype=torch.long), past_key_values=cache, use_cache=cache is not None,
+        )  # fmt: skip
         return embedded, output.last_hidden_state
 
     @contextmanager
@@ -284,19 +282,20 @@ class DryModel:
 
 
 def _next_logits(model: PreTrainedModel, rows: int, new: int, cache: PreallocatedCache) -> Tensor:
+    ids = torch.empty(rows, new, dtype=torch.long)
     output = model(
-        input_ids=torch.empty(rows, new, dtype=torch.long),
-        attention_mask=torch.empty(rows, cache.get_seq_length() + new, dtype=torch.bool),
-        position_ids=torch.empty(rows, new, dtype=torch.long),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+        input_ids=ids, attention_mask=torch.empty(rows, cache.get_seq_length() + new, dtype=torch.bool),
+        position_ids=torch.empty_like(ids), past_key_values=cache, use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
     return output.logits[:, -1].float()
 
 
+def _layers(cache: PreallocatedCache) -> list[PreallocatedLayer]:
+    return [layer for layer in cache.layers if isinstance(layer, PreallocatedLayer)]
+
+
 def _cached(cache: PreallocatedCache) -> list[Tensor]:
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    return [tensor for layer in _layers(cache) for tensor in (layer.keys, layer.values) if tensor is not None]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
