@@ -16,6 +16,7 @@ from kit.checkpoint import (
     save_checkpoint,
 )
 from kit.config import RunConfig
+from kit.gap import measure_gap
 from kit.interrupt import deferred_interrupt
 from kit.learner import Learner
 from kit.models.adapters import save_adapter
@@ -158,6 +159,11 @@ class Run:
         record |= {"reuse_epoch": step % config.reuse_epochs, "examples/too_old": len(batch.examples) - len(examples)}
         if record["reuse_epoch"]:  # nothing was generated
             record["num_tokens"] = 0
+        if config.gap_steps and step % config.gap_steps == 0:
+            rollouts = [rollout for group in batch.groups[: config.drift_prompts] for rollout in group.rollouts]
+            sizes = {"sampling": config.sampling, "micro_batch_size": config.micro_batch_size}
+            record |= measure_gap(self.policy, self.sampler.weights, rollouts, **sizes).metrics()
+            clock.lap("gap")
         record |= self.learner.update(examples, batch.totals, step)
         if self.sync.needs_drift:
             self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
