@@ -63,7 +63,8 @@ class RunConfig:
     max_grad_norm: float = 1.0  # gradients are scaled down to this 2-norm
     reuse_epochs: int = 1  # optimizer steps on each batch of completions; generation happens at the first of them
     max_age: int | None = None  # updates; completions from a sampler that lags more are dropped; None = all are used
-    drift_prompts: int = 8  # groups on which a schedule's drift is measured, if it asks for it
+    drift_prompts: int = 8  # groups on which drift is measured, if the schedule asks for it, and the gap
+    gap_steps: int | None = None  # optimizer steps between measurements of `kit.gap`; None = never
     seed: int = 0  # of prompts, completions, pairs
     eval_steps: int = 20  # optimizer steps between evaluations; one more at the end
     eval_prompts: int = 256  # held-out problems an evaluation
@@ -85,6 +86,7 @@ class RunConfig:
             _require(getattr(self, name) >= 0, self, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
+        _require(self.gap_steps is None or self.gap_steps >= 1, self, "gap_steps", "at least 1, or None")
         _require(self.max_age is None or self.max_age >= 0, self, "max_age", "0 or more, or None")
         for name in ("max_steps", "save_steps"):  # a checkpoint holds no half-used batch
             _require(getattr(self, name) % self.reuse_epochs == 0, self, name, "a multiple of reuse_epochs")

@@ -62,14 +62,67 @@ def token_logprobs(
     (-1.3863, 1.3863)
     """
     _require_valid(hidden_or_logits, labels, weight, temperature, chunk_tokens)
-    features = hidden_or_logits.shape[-1]
-    if chunk_tokens is None:
-        on_cpu = hidden_or_logits.device.type == "cpu"
-        vocab = features if weight is None else weight.shape[0]
-        chunk_tokens = max(1, (CHUNK_FLOATS_CPU if on_cpu else CHUNK_FLOATS_ACCELERATOR) // vocab)
-    flat = hidden_or_logits.reshape(-1, features)
+    flat = hidden_or_logits.reshape(-1, hidden_or_logits.shape[-1])
+    chunk_tokens = _fitting(flat, weight) if chunk_tokens is None else chunk_tokens
     logprobs, entropy = _ChunkedLogprobs.apply(flat, labels.reshape(-1).long(), weight, temperature, chunk_tokens)
     return logprobs.view(labels.shape), entropy.view(labels.shape)
+
+
+@torch.no_grad()
+def log_kept_mass(
+    hidden_or_logits: Float[Tensor, "tok features"],
+    labels: Int[Tensor, " tok"],
+    *,
+    weight: Float[Tensor, "vocab features"] | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Float[Tensor, " tok"], Bool[Tensor, " tok"]]:
+    r"""Log of the probability that top-k and top-p leave in each next-token distribution, chunked; no gradient.
+
+    .. math:: \log\tilde p_y = \log p_y - \log\sum_{j \in \text{kept}} p_j
+
+    Top-k keeps the k most likely tokens; of these, renormalized, top-p keeps each whose more likely ones do not yet
+    reach `top_p`, so the first always. Then p is tempered already, as in `kit.samplers.transformers.draw`.
+
+    Args:
+        hidden_or_logits, labels, weight, temperature, chunk_tokens: as `token_logprobs`. Sorting holds about twice the
+            tensors of a chunk.
+        top_p: in (0, 1]; 1 cuts nothing.
+        top_k: at least 1; None cuts nothing.
+
+    Returns:
+        Log-masses (nats, at most 0), and whether the label itself is cut. Where it is, what is kept is extended down to
+        the label, so that its truncated log-prob is finite: a sampler that drew it kept at least that much.
+
+    Raises:
+        ValueError: as `token_logprobs`, or top_p or top_k out of range.
+
+    >>> probs = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+    >>> mass, is_cut = log_kept_mass(probs.log(), torch.tensor([0, 2]), top_p=0.7)
+    >>> [round(x, 4) for x in mass.exp().tolist()], is_cut.tolist()
+    ([0.8, 1.0], [False, True])
+    """
+    _require_valid(hidden_or_logits, labels, weight, temperature, chunk_tokens)
+    if not 0 < top_p <= 1 or not (top_k is None or top_k >= 1):
+        raise ValueError(f"expected top_p in (0, 1] and top_k >= 1 or None, came top_p={top_p} and top_k={top_k}")
+    log_mass = hidden_or_logits.new_zeros(len(labels), dtype=torch.promote_types(hidden_or_logits.dtype, torch.float32))
+    is_cut = torch.zeros_like(log_mass, dtype=torch.bool)
+    if top_p == 1 and top_k is None:
+        return log_mass, is_cut
+    chunk_tokens = _fitting(hidden_or_logits, weight) if chunk_tokens is None else chunk_tokens
+    with torch.autocast(hidden_or_logits.device.type, enabled=False):
+        for rows in _chunks(len(labels), chunk_tokens):
+            probs = _log_softmax(hidden_or_logits[rows], weight, temperature).exp_()
+            rank = (probs > probs.gather(-1, labels[rows, None].long())).sum(-1)
+            ordered = probs.sort(dim=-1, descending=True).values
+            reached = ordered.cumsum(-1)
+            count = _kept_count(ordered, reached, top_p, top_k)
+            is_cut[rows] = rank >= count
+            last = torch.maximum(count - 1, rank)
+            log_mass[rows] = reached.gather(-1, last[:, None])[:, 0].clamp(max=1.0).log()
+    return log_mass, is_cut
 
 
 def sequence_logprob(
@@ -117,6 +170,23 @@ def _require_valid(
             raise ValueError(
                 f"expected labels in [0, {vocab}), came {lowest} to {highest}: leave out positions that do not count"
             )
+
+
+def _kept_count(
+    ordered: Float[Tensor, "tok vocab"], reached: Float[Tensor, "tok vocab"], top_p: float, top_k: int | None
+) -> Int[Tensor, " tok"]:
+    """How many of each distribution's probabilities, in descending order and summed up, top-k and then top-p keep."""
+    k = ordered.shape[-1] if top_k is None else min(top_k, ordered.shape[-1])
+    if top_p == 1:  # of a sum that is rounded up to 1 early, the rule of top-p would cut the rest
+        return torch.full_like(ordered[:, 0], k, dtype=torch.long)
+    mass = 1.0 if top_k is None else reached[:, k - 1, None]
+    return (reached - ordered < top_p * mass).sum(-1).clamp(max=k)
+
+
+def _fitting(source: Float[Tensor, "tok features"], weight: Float[Tensor, "vocab features"] | None) -> int:
+    """How many tokens' logits make up a chunk."""
+    vocab = source.shape[-1] if weight is None else weight.shape[0]
+    return max(1, (CHUNK_FLOATS_CPU if source.device.type == "cpu" else CHUNK_FLOATS_ACCELERATOR) // vocab)
 
 
 def _chunks(tokens: int, chunk_tokens: int) -> Iterator[slice]:

@@ -15,8 +15,10 @@ from kit.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from kit.combinations import check_combination
 from kit.config import RunConfig
 from kit.doctor import Doctor, Finding, Parts, Setup, check_parts, tell
+from kit.gap import measure_gap
 from kit.interrupt import deferred_interrupt
 from kit.learner import Learner
 from kit.models.adapters import save_adapter
@@ -28,7 +30,7 @@ from kit.rewards.combine import function_name
 from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
 from kit.runlog import Clock, RunLog, as_json, describe
 from kit.samplers import SamplerFactory, SyncError, TransformersSampler
-from kit.sync import Drift, Never, Schedule, SyncState, WithSampler
+from kit.sync import Drift, Never, Schedule, SyncState
 from kit.tasks.task import Portion, Task
 from kit.types import Group
 from kit.workload import described, workloads_of
@@ -61,7 +63,7 @@ class Run:
         out_dir: str | Path,
     ) -> None:  # fmt: skip
         ref_sync = Never() if ref_sync is None else ref_sync
-        _check_supported(config, objective, sync, ref_sync)
+        check_combination(config, objective, sync, ref_sync)
         torch.set_num_threads(config.num_threads)
         self.config, self.objective, self.sync = config, objective, sync
         self.policy, tokenizer = load_policy(
@@ -166,6 +168,11 @@ class Run:
         record |= {"reuse_epoch": step % config.reuse_epochs, "examples/too_old": len(batch.examples) - len(examples)}
         if record["reuse_epoch"]:  # nothing was generated
             record["num_tokens"] = 0
+        if config.gap_steps and step % config.gap_steps == 0:
+            rollouts = [rollout for group in batch.groups[: config.drift_prompts] for rollout in group.rollouts]
+            sizes = {"sampling": config.sampling, "micro_batch_size": config.micro_batch_size}
+            record |= measure_gap(self.policy, self.sampler.weights, rollouts, **sizes).metrics()
+            clock.lap("gap")
         record |= self.learner.update(examples, batch.totals, step)
         if self.sync.needs_drift:
             self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
@@ -276,24 +283,3 @@ class Run:
             self.doctor.replay(self.log.metrics())
             self.log.status("running", self.step)
         self.log.event("resume" if checkpoints else "start", step=self.step)
-
-
-def _check_supported(config: RunConfig, objective: Objective, sync: Schedule, ref_sync: Schedule) -> None:
-    """Raise ValueError for what would fail, or mean nothing, only after work was done."""
-    sampling, max_age = config.sampling, config.max_age
-    if sampling.temperature == 0:
-        raise ValueError("expected a training temperature above 0, came 0: greedy groups are all equal")
-    if sampling.top_p < 1 and (objective.needs_old_logprobs or sync.needs_drift):
-        raise ValueError(f"expected top_p = 1, came {sampling.top_p}: ratios to the policy would be wrong")
-    if isinstance(sync, WithSampler):
-        raise ValueError("expected a schedule for the sampler, came WithSampler(): that is one for the reference")
-    if ref_sync.needs_drift:
-        raise ValueError(f"expected ref_sync to be a schedule of steps, came {ref_sync}: drift is from the sampler")
-    longest = config.max_steps - 1
-    if sync.max_staleness is not None:
-        longest = min(longest, sync.max_staleness)
-    if max_age is not None and max_age < longest:
-        raise ValueError(
-            f"expected max_age >= {longest}, the largest staleness under {sync}, came {max_age}: each older batch "
-            "would be dropped, and the policy would stand still. Sync more often, or OnDrift(..., max_interval=...)"
-        )

@@ -54,6 +54,11 @@ METRICS = {
     "offpolicy/m2": "mean squared log-ratio of policy to sampler on them, squared nats",
     "offpolicy/ess": "effective sample size of importance weights on them, as a fraction, in (0, 1]",
     "offpolicy/ratio_*": "policy to sampler probability ratio of them, before any clipping (mean, min, max)",
+    "gap/*/mean_abs": "trainer's log-prob minus the sampler's, before the update: one part of it (dropout, staleness, "
+    "quantization, truncation, numerics; see `kit.gap`) or the total; mean absolute value over tokens, nats",
+    "gap/*/max_abs": "the same, of the token where it is largest, nats",
+    "gap/*/kl": "minus its mean: of the total a k1 estimate of KL(sampler || policy); parts add up to it, nats/token",
+    "gap/cut": "fraction of those tokens that the trainer's engine would have cut by top-p, although they were drawn",
     "groups/used": "groups that gave a training signal",
     "groups/ties": "groups whose judged rewards are all equal: no pair, no advantage",
     "examples/too_old": "examples dropped because the sampler lagged more than max_age updates",

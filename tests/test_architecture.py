@@ -17,7 +17,8 @@ LAYERS = {
     0: "types config",
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
     "rollouts toy preferences winrate ranking selection",
-    2: "tasks models samplers reference learner interrupt runlog checkpoint doctor export memory timing",
+    2: "tasks models samplers reference learner gap combinations interrupt runlog checkpoint doctor export memory "
+    "timing",
     3: "run evaluate workload head_to_head study distributed",
     4: "plots dashboard exercises cli",
 }
