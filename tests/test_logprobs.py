@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kit.logprobs import sequence_logprob, token_logprobs
+from kit.logprobs import log_kept_mass, sequence_logprob, token_logprobs
 
 CHUNKS = [None, 1, 2, 3, 5]  # of five tokens: all at once and kept, one by one, uneven, uneven in two, exactly all
 
@@ -186,6 +186,9 @@ def test_no_float32_tensor_of_all_tokens_and_vocabulary_is_ever_held() -> None:
         with _Storage() as storage:
             logprobs, entropy = token_logprobs(labels=labels, chunk_tokens=chunk_tokens, **arguments)
             (logprobs + entropy).sum().backward()
+        assert storage.largest_float32 == chunk_tokens * vocab
+        with _Storage() as storage:
+            log_kept_mass(labels=labels, chunk_tokens=chunk_tokens, top_p=0.9, **arguments)
         assert storage.largest_float32 == chunk_tokens * vocab
 
 
