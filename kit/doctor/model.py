@@ -70,7 +70,7 @@ def tied_weights(parts: Parts) -> Iterator[Finding]:
     """`tied_weights_adapted` (warning): input and output embeddings are one tensor, and LoRA is put on one of them.
     Merged or exported, the adapter changes both, or none.
 
-    Source: peft warns of it when it merges; vLLM has no adapter on a tied output layer.
+    Source: peft 0.21 warns of it (`tuners/tuners_utils.py`).
     """
     lora = None if parts.config is None else parts.config.lora
     if lora is None or parts.model_config is None or not parts.model_config.get_text_config().tie_word_embeddings:

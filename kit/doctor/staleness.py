@@ -7,7 +7,9 @@ from kit.doctor.finding import Finding
 from kit.doctor.window import FIRST, LAST, History, Record, Setup, number
 
 # Nats a token, KL(policy || sampler) of two copies of one policy: about half the squared difference of log-probs.
-NOISE = 1e-6  # float32: a difference of 1.4e-3. Measured: 2e-12 (transformers), 1e-12 (vLLM on CPU), 5e-7 with TF32
+# float32: 1e-6 is a difference of 1.4e-3. Measured: 2e-12 (transformers). Follows from differences of log-probs:
+# 1e-12 (vLLM on CPU: 1.6e-6), 5e-7 (TF32's 10 bits: about 1e-3).
+NOISE = 1e-6
 NOISE_LOW_PRECISION = 2e-3  # bfloat16 or quantized. trl#5312: differences of 0.015 are usual (1e-4), 0.2 a fault (2e-2)
 GROWTH, GROWN = 10.0, 2e-4  # times the start's; and nats a token, twice what bfloat16 engines differ by
 STILL = 1e-9  # weight units: Adam moves a weight by about learning_rate, and float32 near 0.02 has steps of 1.9e-9
@@ -49,9 +51,9 @@ def far_off_policy(history: History, setup: Setup) -> Iterator[Finding]:
     """`far_off_policy` (warning): `offpolicy/kl`, median of the last 5 batches, is above 0.2 nats a token while the
     sampler lags. (A median, because single batches are far off in runs that go well.)
 
-    Source: 94 stale runs of this project's studies off_policy and on_drift, notebooks 05 and 07. Of the 14 that ever
-    pass 0.2, 12 end 0.1 or more below their best accuracy; of the other 80, 6. NeMo-RL PR#1098 (asynchronous runs
-    collapse without a correction).
+    Source: 101 stale runs of this project's studies off_policy and on_drift and of its notebooks (2026-11-24). Of the
+    15 that ever pass 0.2, 12 end 0.1 or more below their best accuracy; of the other 86, 6. NeMo-RL PR#1098 (asynchronous
+    runs collapse without a correction).
     """
     values, lags = history.recent("offpolicy/kl"), history.recent("sync/staleness")
     if not values or not lags or lags[-1] == 0 or statistics.median(values) <= FAR:
