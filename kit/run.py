@@ -22,7 +22,7 @@ from kit.models.adapters import save_adapter
 from kit.models.policy import load_policy
 from kit.models.weights import POLICY, copy_weights, digest, has_adapter, weights_of
 from kit.objectives import Objective
-from kit.reference import Reference
+from kit.reference import Reference, ReferenceStart
 from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
 from kit.runlog import Clock, RunLog, as_json, describe
 from kit.samplers import SamplerFactory, SyncError, TransformersSampler
@@ -45,6 +45,8 @@ class Run:
         sync: when the policy's weights are copied into the sampler: `Never()` is offline, `Every(1)` online.
         ref_sync: the same for the reference, independent of `sync`; default never.
         ref_mixup_alpha: how far the reference then moves to the policy, in (0, 1]; 1 copies, less averages.
+        ref_start: what the reference is until then: "policy", what the run starts from, or "base", the model without
+            the adapter: another thing where the run goes on from a trained adapter.
         sampler: what generates, made from the policy and its tokenizer.
         out_dir: the run directory. If it holds this very run, unfinished, the run goes on from its last checkpoint.
 
@@ -54,11 +56,11 @@ class Run:
 
     def __init__(
         self, config: RunConfig, *, task: Task | Sequence[Portion], objective: Objective, sync: Schedule,
-        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, sampler: SamplerFactory = TransformersSampler,
-        out_dir: str | Path,
+        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, ref_start: ReferenceStart = "policy",
+        sampler: SamplerFactory = TransformersSampler, out_dir: str | Path,
     ) -> None:  # fmt: skip
         ref_sync = Never() if ref_sync is None else ref_sync
-        _check_supported(config, objective, sync, ref_sync)
+        _check_supported(config, objective, sync, ref_sync, ref_start)
         torch.set_num_threads(config.num_threads)
         self.config, self.objective, self.sync = config, objective, sync
         self.policy, tokenizer = load_policy(
@@ -72,10 +74,11 @@ class Run:
             if workload.count:
                 objective.check(workload.group_size)
             self.sampler.check_lengths([*workload.prompts, *workload.held_out], workload.sampling)
-        self.reference = Reference(self.policy, ref_sync, ref_mixup_alpha) if objective.needs_reference else None
+        ref_arguments = (self.policy, ref_sync, ref_mixup_alpha)
+        self.reference = Reference(*ref_arguments, start=ref_start) if objective.needs_reference else None
         self.learner = Learner(self.policy, objective, self.reference, config)
         asked = {"task": described(task), "objective": describe(objective), "sync": describe(sync)}
-        asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha}
+        asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha, "ref_start": ref_start}
         asked |= {"sampler": as_json(sampler), "model_digest": digest(self.policy.state_dict())}
         self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
         self.step = 0  # updates applied
@@ -257,7 +260,9 @@ class Run:
         self.log.event("resume" if checkpoints else "start", step=self.step)
 
 
-def _check_supported(config: RunConfig, objective: Objective, sync: Schedule, ref_sync: Schedule) -> None:
+def _check_supported(
+    config: RunConfig, objective: Objective, sync: Schedule, ref_sync: Schedule, ref_start: ReferenceStart
+) -> None:
     """Raise ValueError for what would fail, or mean nothing, only after work was done."""
     sampling, max_age = config.sampling, config.max_age
     if sampling.temperature == 0:
@@ -268,6 +273,9 @@ def _check_supported(config: RunConfig, objective: Objective, sync: Schedule, re
         raise ValueError("expected a schedule for the sampler, came WithSampler(): that is one for the reference")
     if ref_sync.needs_drift:
         raise ValueError(f"expected ref_sync to be a schedule of steps, came {ref_sync}: drift is from the sampler")
+    if ref_start == "base" and not (config.lora and objective.needs_reference):
+        lacking = "an adapter (RunConfig.lora)" if config.lora is None else "a reference in the objective"
+        raise ValueError(f'expected ref_start="policy", came "base", which means nothing without {lacking}')
     longest = config.max_steps - 1
     if sync.max_staleness is not None:
         longest = min(longest, sync.max_staleness)
