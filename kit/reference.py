@@ -26,11 +26,10 @@ class Reference:
     Args:
         policy: the model to copy now.
         schedule: when to copy it again: `Never()` keeps what it starts with, `Every(k)` follows the policy every k
-            steps, `WithSampler()` whenever the sampler was copied to. With `Every(1)` the reference equals the policy at every
-            step, every DPO margin is zero and the loss the constant log 2: only its gradient still says something (see
-            `pairs/weight`).
+            steps, `WithSampler()` whenever the sampler was copied to. With `Every(1)` the reference equals the policy
+            at every step, every DPO margin is zero and the loss the constant log 2: only its gradient still says
+            something (see `pairs/weight`).
         mixup_alpha: in (0, 1]; 1 copies. `Every(1)` with 1 - d is an exponential moving average of decay d.
-
         start: what to hold until then: "policy" copies the policy as it is now, "base" is the model without the
             adapter, which is another thing where the run goes on from a trained one.
 

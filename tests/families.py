@@ -68,13 +68,10 @@ FAMILIES = {
             "original_max_position_embeddings": 32,
         }},
     ),
-    "Qwen2": Family(  # biases of queries, keys and values; the embedding is the output layer
-        "Qwen2", QWEN_TEMPLATE, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        ends=("<|im_end|>", "<|endoftext|>"), pad="<|endoftext|>", settings={"tie_word_embeddings": True},
-    ),
-    "Qwen3": Family(  # norms of queries and keys
+    "Qwen3": Family(  # norms of queries and keys; the embedding is the output layer
         "Qwen3", QWEN_TEMPLATE, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        ends=("<|im_end|>", "<|endoftext|>"), pad="<|endoftext|>", settings={"head_dim": 32},
+        ends=("<|im_end|>", "<|endoftext|>"), pad="<|endoftext|>",
+        settings={"head_dim": 32, "tie_word_embeddings": True},
     ),
     "Gemma 3": Family(  # local and global layers with rotary embeddings of their own, scaled and tied embeddings
         "Gemma3Text", GEMMA_TEMPLATE, ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),

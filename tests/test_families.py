@@ -31,7 +31,6 @@ PROMPTS = [
 RENDERED = {  # of the user's "1+1", with the assistant's turn opened, as the family's model card shows it
     "Llama 3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1+1<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "Qwen2": "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n",
     "Qwen3": "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n",
     "Gemma 3": "<bos><start_of_turn>user\n1+1<end_of_turn>\n<start_of_turn>model\n",
     "Mistral": "<s>[INST] 1+1 [/INST]",
@@ -77,17 +76,10 @@ def test_a_prompt_is_tokenized_as_the_family_writes_it(folder_of: Callable[[str]
     _, tokenizer = load_policy(str(folder_of(name)))
     ids = prompt_ids(tokenizer, PROMPTS[0])
     assert tokenizer.decode(ids) == RENDERED[name]
-    special = [token for token in tokenizer.convert_ids_to_tokens(ids) if token in FAMILIES[name].special]
-    assert "".join(special) == "".join(  # each is one token, and none was added to the template's own
-        part for part in _special_parts(RENDERED[name], FAMILIES[name].special)
-    )
-
-
-def _special_parts(text: str, special: Sequence[str]) -> list[str]:
-    starts = sorted(
-        (text.find(token, at), token) for token in special for at in range(len(text)) if text.startswith(token, at)
-    )
-    return [token for at, token in dict.fromkeys(starts) if at >= 0]
+    text = RENDERED[name]
+    for token in FAMILIES[name].special:
+        text = text.replace(token, "·")  # one token, whatever its length; the other characters are one each
+    assert len(ids) == len(text)
 
 
 @each_family
@@ -141,44 +133,87 @@ CHANGES: dict[str, Any] = {
 
 @each_family
 @each_way
-def test_a_run_syncs_trains_and_resumes_to_the_same_metrics(
+def test_a_run_syncs_trains_resumes_to_the_same_metrics_and_is_read_by_transformers_and_peft(
     folder_of: Callable[[str], Path], tmp_path: Path, name: str, lora: Lora | None
 ) -> None:
     start = partial(tiny_run, folder_of(name), lora=lora, **CHANGES)
     run = start(tmp_path / "straight")
-    before = {key: tensor.clone() for key, tensor in weights_of(run.policy).items()}
+    rollout = Rollout(tuple(prompt_ids(run.sampler.tokenizer, PROMPTS[1])), (65, 66, 67), (), (), "", "stop", 0)
+    before = plain_logprobs(run.policy, rollout.prompt_ids, rollout.completion_ids)
     run.finish()
-    assert not all(torch.equal(before[key], tensor) for key, tensor in weights_of(run.policy).items())
     receipts = [json.loads(line) for line in (tmp_path / "straight" / "receipts.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in receipts] == [2] and receipts[0]["probe_moved"] > 0 and receipts[0]["delta_norm"] > 0
-    killed = start(tmp_path / "killed")
-    next(killed.steps(1))
-    killed.objective = None  # type: ignore[assignment]  # nothing of the first process survives but its directory
-    del killed
+    assert [receipt["step"] for receipt in receipts] == [2]
+    assert receipts[0]["probe_moved"] > 0 and receipts[0]["delta_norm"] > 0
+    next(start(tmp_path / "killed").steps(1))  # nothing of it survives but its directory
     again = start(tmp_path / "killed")
     assert again.step == 1
     again.finish()
     assert untimed(tmp_path / "killed") == untimed(tmp_path / "straight")
 
+    again.save_policy(tmp_path / "policy")
+    source = folder_of(name) if lora else tmp_path / "policy"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    if lora:
+        model = PeftModel.from_pretrained(model, tmp_path / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    assert tuple(prompt_ids(tokenizer, PROMPTS[1])) == rollout.prompt_ids
+    found = plain_logprobs(model.eval(), rollout.prompt_ids, rollout.completion_ids)
+    with torch.no_grad():
+        torch.testing.assert_close(found, score(run.policy, [rollout]).logprobs[0], rtol=0, atol=1e-4)
+    assert (found - before).abs().max() > 1e-3  # what was saved is the trained policy
 
-@each_family
-def test_a_finished_run_is_read_by_plain_transformers_and_peft(
-    folder_of: Callable[[str], Path], tmp_path: Path, name: str
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16,
+            "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "expected"), [("Phi-3", LONGROPE, 16), ("Llama 3", DYNAMIC, 128), ("Llama 3", YARN, 128)]
+)
+def test_a_context_ends_where_positions_are_embedded_anew(
+    tmp_path: Path, name: str, rope: dict[str, Any], expected: int
 ) -> None:
-    for lora in (None, LORA):
-        run = tiny_run(folder_of(name), tmp_path / f"run {lora}", lora=lora, **CHANGES)
-        run.finish()
-        saved = tmp_path / f"policy {lora}"
-        run.save_policy(saved)
-        if lora:
-            base = AutoModelForCausalLM.from_pretrained(folder_of(name))
-            model = PeftModel.from_pretrained(base, saved).eval()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(saved).eval()
-        ids = prompt_ids(AutoTokenizer.from_pretrained(saved), PROMPTS[1])
-        rollout = Rollout(tuple(ids), (65, 66, 67), (0.0,) * 3, (0.0,) * 3, "", "stop", 0)
-        with torch.no_grad():
-            found = score(run.policy, [rollout]).logprobs[0]
-        torch.testing.assert_close(plain_logprobs(model, ids, (65, 66, 67)), found, rtol=0, atol=1e-4)
-        start = plain_logprobs(load_policy(str(folder_of(name)))[0], ids, (65, 66, 67))
-        assert (found - start).abs().max() > 1e-3  # so that what was saved is the trained policy
+    policy, tokenizer = load_policy(str(write_family(name, tmp_path, rope_parameters=rope)))
+    assert context_length(policy) == expected
+    ids = list(range(5, 5 + expected - 4))
+    short, long = (Rollout(tuple(ids), tuple(range(70, 70 + n)), (), (), "", "stop", 0) for n in (4, 5))
+    with torch.no_grad():  # up to there a rollout's scores are its own, whatever is scored with it
+        found = score(policy, [short, short]).logprobs[0]
+        torch.testing.assert_close(plain_logprobs(policy, ids, short.completion_ids), found, rtol=0, atol=1e-4)
+        if rope is LONGROPE:  # and beyond not: the reason for the limit
+            assert (score(policy, [short, long]).logprobs[0, :4] - found).abs().max() > 0.1
+    room = expected - len(prompt_ids(tokenizer, PROMPTS[0]))
+    sampler = TransformersSampler(policy, tokenizer)
+    sampler.check_lengths(PROMPTS[:1], Sampling(room))
+    with pytest.raises(ValueError, match=f"must fit into the model's context of {expected} tokens"):
+        sampler.check_lengths(PROMPTS[:1], Sampling(room + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "words"),
+    [("Gemma 3", ["system", "user"], "System role not supported"), ("Mistral", ["user", "user"], "must alternate")],
+)
+def test_roles_that_a_template_refuses_are_an_error_before_training(
+    folder_of: Callable[[str], Path], name: str, roles: list[str], words: str
+) -> None:
+    sampler = TransformersSampler(*load_policy(str(folder_of(name))))
+    prompt = Prompt("odd", [{"role": role, "content": "1+1"} for role in roles], {})
+    with pytest.raises(ValueError, match=rf"refuses prompt 'odd' with messages of the roles \{roles}.*{words}"):
+        sampler.check_lengths([prompt], Sampling(4))
+
+
+def test_messages_without_a_chat_template_are_an_error_before_training(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    policy, tokenizer = load_policy(str(folder_of("Mistral")))
+    tokenizer.chat_template = None
+    policy.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="has no chat template: take the model's chat version"):
+        tiny_run(tmp_path / "base", tmp_path / "run")
+    plain = TransformersSampler(*load_policy(str(tmp_path / "base"))).generate(
+        [Prompt("plain", "1+1=", {})], 1, seed=(0,), sampling=Sampling(3)
+    )
+    assert tokenizer.decode(plain[0].rollouts[0].prompt_ids) == "1+1="
