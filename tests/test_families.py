@@ -18,7 +18,7 @@ from kit.config import Lora, Sampling
 from kit.models.policy import load_policy, score
 from kit.models.weights import weights_of
 from kit.samplers import TransformersSampler
-from kit.samplers.prompts import prompt_ids
+from kit.samplers.prompts import context_length, prompt_ids
 from kit.sync import Every
 from kit.types import Prompt, Rollout
 from tests.conftest import tiny_run, untimed
@@ -163,10 +163,12 @@ def test_a_run_syncs_trains_resumes_to_the_same_metrics_and_is_read_by_transform
     assert (found - before).abs().max() > 1e-3  # what was saved is the trained policy
 
 
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16,
-            "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}  # fmt: skip
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LONGROPE = {"original_max_position_embeddings": 16, "rope_scaling": {"type": "longrope"} | FACTORS}  # as Phi-3's are
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
+YARN = {"rope_parameters": {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32
+}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_pos
 def test_a_context_ends_where_positions_are_embedded_anew(
     tmp_path: Path, name: str, rope: dict[str, Any], expected: int
 ) -> None:
-    policy, tokenizer = load_policy(str(write_family(name, tmp_path, rope_parameters=rope)))
+    policy, tokenizer = load_policy(str(write_family(name, tmp_path, **rope)))
     assert context_length(policy) == expected
     ids = list(range(5, 5 + expected - 4))
     short, long = (Rollout(tuple(ids), tuple(range(70, 70 + n)), (), (), "", "stop", 0) for n in (4, 5))

@@ -118,7 +118,8 @@ def _target_modules(model: PreTrainedModel, asked: str | tuple[str, ...]) -> lis
     """The last parts of the names of the layers to adapt; every one asked for must exist."""
     untouched = [model.get_output_embeddings(), model.get_input_embeddings()]
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (*LINEAR, nn.Embedding))}
-    linear = sorted({n.rpartition(".")[2] for n, layer in layers.items() if not any(layer is u for u in untouched)})
+    inner = [n for n, layer in layers.items() if isinstance(layer, LINEAR) and not any(layer is u for u in untouched)]
+    linear = sorted({name.rpartition(".")[2] for name in inner})
     if not linear:
         raise AdapterError(f"lora: {type(model).__name__} has no linear layers to adapt: train all of its weights")
     if asked == "all-linear":
