@@ -2,10 +2,13 @@
 
 from kit.config import RunConfig
 from kit.objectives import Objective
+from kit.reference import ReferenceStart
 from kit.sync import Schedule, WithSampler
 
 
-def check_combination(config: RunConfig, objective: Objective, sync: Schedule, ref_sync: Schedule) -> None:
+def check_combination(
+    config: RunConfig, objective: Objective, sync: Schedule, ref_sync: Schedule, ref_start: ReferenceStart
+) -> None:
     """Raise ValueError for what would fail, or mean nothing, only after work was done."""
     sampling, max_age = config.sampling, config.max_age
     if sampling.temperature == 0:
@@ -16,6 +19,9 @@ def check_combination(config: RunConfig, objective: Objective, sync: Schedule, r
         raise ValueError("expected a schedule for the sampler, came WithSampler(): that is one for the reference")
     if ref_sync.needs_drift:
         raise ValueError(f"expected ref_sync to be a schedule of steps, came {ref_sync}: drift is from the sampler")
+    if ref_start == "base" and not (config.lora and objective.needs_reference):
+        lacking = "an adapter (RunConfig.lora)" if config.lora is None else "a reference in the objective"
+        raise ValueError(f'expected ref_start="policy", came "base", which means nothing without {lacking}')
     longest = config.max_steps - 1
     if sync.max_staleness is not None:
         longest = min(longest, sync.max_staleness)

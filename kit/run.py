@@ -25,7 +25,7 @@ from kit.models.adapters import save_adapter
 from kit.models.policy import load_policy
 from kit.models.weights import POLICY, copy_weights, digest, has_adapter, weights_of
 from kit.objectives import Objective
-from kit.reference import Reference
+from kit.reference import Reference, ReferenceStart
 from kit.rewards.combine import function_name
 from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
 from kit.runlog import Clock, RunLog, as_json, describe
@@ -50,6 +50,8 @@ class Run:
         sync: when the policy's weights are copied into the sampler: `Never()` is offline, `Every(1)` online.
         ref_sync: the same for the reference, independent of `sync`; default never.
         ref_mixup_alpha: how far the reference then moves to the policy, in (0, 1]; 1 copies, less averages.
+        ref_start: what the reference is until then: "policy", what the run starts from, or "base", the model without
+            the adapter: another thing where the run goes on from a trained adapter.
         sampler: what generates, made from the policy and its tokenizer.
         out_dir: the run directory. If it holds this very run, unfinished, the run goes on from its last checkpoint.
 
@@ -59,11 +61,11 @@ class Run:
 
     def __init__(
         self, config: RunConfig, *, task: Task | Sequence[Portion], objective: Objective, sync: Schedule,
-        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, sampler: SamplerFactory = TransformersSampler,
-        out_dir: str | Path,
+        ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, ref_start: ReferenceStart = "policy",
+        sampler: SamplerFactory = TransformersSampler, out_dir: str | Path,
     ) -> None:  # fmt: skip
         ref_sync = Never() if ref_sync is None else ref_sync
-        check_combination(config, objective, sync, ref_sync)
+        check_combination(config, objective, sync, ref_sync, ref_start)
         torch.set_num_threads(config.num_threads)
         self.config, self.objective, self.sync = config, objective, sync
         self.policy, tokenizer = load_policy(
@@ -76,10 +78,11 @@ class Run:
             if workload.count:
                 objective.check(workload.group_size)
             self.sampler.check_lengths([*workload.prompts, *workload.held_out], workload.sampling)
-        self.reference = Reference(self.policy, ref_sync, ref_mixup_alpha) if objective.needs_reference else None
+        ref_arguments = (self.policy, ref_sync, ref_mixup_alpha)
+        self.reference = Reference(*ref_arguments, start=ref_start) if objective.needs_reference else None
         self.learner = Learner(self.policy, objective, self.reference, config)
         asked = {"task": described(task), "objective": describe(objective), "sync": describe(sync)}
-        asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha}
+        asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha, "ref_start": ref_start}
         asked |= {"sampler": as_json(sampler), "model_digest": digest(self.policy.state_dict())}
         self.log = RunLog(Path(out_dir), dataclasses.asdict(config) | asked)
         functions = [function for workload in self.workloads for function in workload.functions]

@@ -1,11 +1,9 @@
 """The parts of the gap: each equals what its cause, and nothing else, does to plain forward passes."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,16 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from kit.config import Lora, Sampling
 from kit.gap import PARTS, Gap, measure_gap
-from kit.importance import NoCorrection
 from kit.models.policy import load_policy, score
 from kit.models.weights import LiveWeights, ModelSnapshot, copy_weights, digest, snapshot, weights_of
-from kit.objectives import GRPO
 from kit.run import Run
-from kit.runlog import is_defined, read_jsonl
+from kit.runlog import is_defined
 from kit.samplers import TransformersSampler
-from kit.sync import Every, Never
 from kit.types import Rollout
-from tests.conftest import TinyTask, untimed
+from tests.conftest import TinyTask
 from tests.learning import logprobs_and_entropies
 
 Start = Callable[..., Run]

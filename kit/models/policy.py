@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from kit.config import Lora
 from kit.logprobs import token_logprobs
 from kit.masking import right_pad
-from kit.models.adapters import Quantization, add_adapter, quantization_config
+from kit.models.adapters import Quantization, add_adapter, quantization_config, settle_quantized
 from kit.types import Rollout, TokenScores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,11 +59,13 @@ def load_policy(
         ) from error
     if quantization is None:
         model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
+    model.eval()
+    if quantization is not None:
+        settle_quantized(model, quantization)
     _require_usable_tokens(model, tokenizer, model_name_or_path)
-    _require_plain_logits(model.eval())
+    _require_plain_logits(model)
     if lora is not None:
         add_adapter(model, lora, seed=seed)
-        model.eval()
     return model, tokenizer
 
 

@@ -98,17 +98,24 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """One adapter's weights, under names without the adapter's."""
     from peft import get_peft_model_state_dict  # half a second to import
 
-    return get_peft_model_state_dict(model, adapter_name=name)
+    # The embeddings are never adapted; told nothing, peft looks on the hub for whether they were.
+    return get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
 
 
 def add_named_adapter(model: PreTrainedModel, config: Any, name: str) -> None:
-    """Put one more adapter (`config` is a LoraConfig) on the model and let it compute with it; float32 in any model."""
+    """Put one more adapter (`config` is a LoraConfig) on the model and let it compute with it; float32 in any model.
+
+    New modules evaluate, those that were there stay in their mode.
+    """
+    training = {id(module) for module in model.modules() if module.training}
     with warnings.catch_warnings():  # peft warns that there are then several, which is what is wanted
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         model.add_adapter(config, name)
     for key, parameter in model.named_parameters():
         if f".{name}." in key:
             parameter.data = parameter.data.float()
+    for module in model.modules():
+        module.training = id(module) in training
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

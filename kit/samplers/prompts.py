@@ -3,17 +3,20 @@
 import hashlib
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kit.config import Sampling
 from kit.types import Group, Prompt, Rollout
+
+CHANGING_ROPES = ("longrope", "dynamic")  # rotary embeddings whose frequencies depend on the sequence's length
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids of a prompt: chat messages through the chat template, a plain string as it is.
 
     Raises:
-        ValueError: for messages where the tokenizer has no chat template.
+        ValueError: for messages where the tokenizer has no chat template, or has one that refuses them.
     """
     if isinstance(prompt.content, str):
         return list(tokenizer(prompt.content)["input_ids"])
@@ -22,8 +25,29 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             f"prompt {prompt.id!r} is chat messages, and the tokenizer of {tokenizer.name_or_path!r} has no chat "
             "template: take the model's chat version, set tokenizer.chat_template and save it, or pass plain strings"
         )
-    text = tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(prompt.content, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        roles = [message.get("role") for message in prompt.content]
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses prompt {prompt.id!r} with messages of the roles "
+            f"{roles}: {error}. Give prompts in roles that the model knows"
+        ) from error
     return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])  # the template wrote its own
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model reads as it was trained to.
+
+    Phi-3's and others' "longrope" (and "dynamic") embed *all* positions anew once a sequence passes the length of the
+    first training: a token's log-prob then depends on what is read along with it, so that is the limit here.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    of_kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # some have one a kind of layer
+    changing = [of_kind for of_kind in of_kinds if of_kind.get("rope_type") in CHANGING_ROPES]
+    limits = [of_kind.get("original_max_position_embeddings") for of_kind in changing]
+    return min([config.max_position_embeddings, *(limit for limit in limits if limit)])
 
 
 def require_fit(

@@ -18,7 +18,7 @@ from kit.models.policy import score
 from kit.models.weights import LiveWeights, copy_weights, snapshot, weights_of
 from kit.samplers.checksum import differing, summary, weight_checksums
 from kit.samplers.kv_cache import PreallocatedCache
-from kit.samplers.prompts import end_tokens, groups_of, prompt_ids, require_fit, seed_of
+from kit.samplers.prompts import context_length, end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import Receipt
 from kit.samplers.sampler import Sampler
 from kit.types import Group, Prompt, Rollout
@@ -38,7 +38,7 @@ class TransformersSampler:
         self.weights = LiveWeights(policy) if share else snapshot(policy, "behavior")
         self.tokenizer = tokenizer
         self.version = 0
-        self._context = policy.config.max_position_embeddings
+        self._context = context_length(policy)
         self._ends = end_tokens(policy, tokenizer)
         text = "0123456789 + - = The quick brown fox."  # arbitrary and fixed
         ids = tuple(tokenizer(text)["input_ids"])
@@ -109,7 +109,7 @@ class TransformersSampler:
         flipped, mask = right_pad([row[::-1] for row in prompt_ids], 0)
         tokens, mask = flipped.flip(1).to(device), mask.flip(1).to(device)
         is_padded = not bool(mask.all())
-        cache = PreallocatedCache(model.config.num_hidden_layers, tokens.shape[1] + limit)
+        cache = PreallocatedCache(model.config.get_text_config().num_hidden_layers, tokens.shape[1] + limit)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits = _forward(model, tokens, mask if is_padded else None, positions, cache)
         cache.repeat_rows(group_size)
