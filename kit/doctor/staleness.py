@@ -52,8 +52,8 @@ def far_off_policy(history: History, setup: Setup) -> Iterator[Finding]:
     sampler lags. (A median, because single batches are far off in runs that go well.)
 
     Source: 101 stale runs of this project's studies off_policy and on_drift and of its notebooks (2026-11-24). Of the
-    15 that ever pass 0.2, 12 end 0.1 or more below their best accuracy; of the other 86, 6. NeMo-RL PR#1098 (asynchronous
-    runs collapse without a correction).
+    15 that ever pass 0.2, 12 end 0.1 or more below their best accuracy; of the other 86, 6. Asynchronous runs collapse
+    without a correction: NeMo-RL PR#1098.
     """
     values, lags = history.recent("offpolicy/kl"), history.recent("sync/staleness")
     if not values or not lags or lags[-1] == 0 or statistics.median(values) <= FAR:
