@@ -241,7 +241,7 @@ def test_a_finding_is_told_once_and_again_after_it_had_cleared() -> None:
     good: dict[str, Any] = {"completions__clipped_ratio": 0.0}
     assert told(run_of(100, **bad)) == [("truncated", "warning", 4)]
     # Bad in steps 0 to 9: the mean of five is .64 at step 10, .48 at step 11. Good in 18 steps, 10 to 27, then bad
-    # again: .16, .32, .48 at step 30, .64 at step 31. So it was quiet in 20 records, 11 to 30; with 17 good steps in 19.
+    # again: .16, .32, .48 at step 30, .64 at step 31. So it was quiet in 20 records, 11 to 30, and 17 good ones in 19.
     again = run_of(10, **bad) + run_of(18, 10, **good) + run_of(10, 28, **bad)
     assert told(again) == [("truncated", "warning", 4), ("truncated", "warning", 31)]
     sooner = run_of(10, **bad) + run_of(17, 10, **good) + run_of(10, 27, **bad)

@@ -24,6 +24,7 @@ PARAMETERS = {
         "eval_samples": 1,
         "num_threads": 1,
     },
+    "10_one_gpu.ipynb": SMALL | {"sync_interval": 1},
 }
 
 
