@@ -94,18 +94,22 @@ def load_checkpoint(path: Path) -> tuple[Position, dict[str, dict[str, torch.Ten
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimizer's state as flat named tensors `{parameter index}/{name}`: no pickle."""
-    state = optimizer.state_dict()["state"]
+    # Not from its state_dict, in which bitsandbytes wraps what belongs to a parameter.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        f"{index}/{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+        f"{index}/{name}": torch.as_tensor(value)
+        for index, parameter in enumerate(parameters)
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """The inverse of `optimizer_tensors`; learning rates and other settings stay the optimizer's own."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
     for key, tensor in tensors.items():
         index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        is_count = tensor.ndim == 0 and not tensor.is_floating_point()  # torch counts steps in floats, others in ints
+        state.setdefault(int(index), {})[name] = int(tensor) if is_count else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kit.config import RunConfig
+from kit.models.adapters import require_bitsandbytes
 from kit.models.policy import recomputing, score
 from kit.objectives import Objective
 from kit.offpolicy import offpolicy_metrics
@@ -132,6 +133,7 @@ def _optimizer(policy: PreTrainedModel, config: RunConfig) -> torch.optim.Optimi
     """
     kind = torch.optim.AdamW
     if config.optim == "adamw_bnb_8bit":
+        require_bitsandbytes("optim='adamw_bnb_8bit'")
         from bitsandbytes.optim import AdamW8bit
 
         kind = AdamW8bit

@@ -111,6 +111,7 @@ def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
         "sync": Every(1),
         "ref_sync": None,
         "ref_mixup_alpha": 1.0,
+        "ref_start": "policy",
     }
     arguments |= {name: changes.pop(name) for name in arguments.keys() & changes.keys()}
     sizes: dict[str, Any] = {

@@ -180,7 +180,7 @@ def test_a_context_ends_where_positions_are_embedded_anew(
     policy, tokenizer = load_policy(str(write_family(name, tmp_path, **rope)))
     assert context_length(policy) == expected
     ids = list(range(5, 5 + expected - 4))
-    short, long = (Rollout(tuple(ids), tuple(range(70, 70 + n)), (), (), "", "stop", 0) for n in (4, 5))
+    short, long = (Rollout(tuple(ids), tuple(range(70, 70 + n)), (), (), "", "stop", 0) for n in (4, 6))
     with torch.no_grad():  # up to there a rollout's scores are its own, whatever is scored with it
         found = score(policy, [short, short]).logprobs[0]
         torch.testing.assert_close(plain_logprobs(policy, ids, short.completion_ids), found, rtol=0, atol=1e-4)

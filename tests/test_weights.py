@@ -159,12 +159,13 @@ def test_adapters_beside_the_policy_hold_no_copy_of_the_model(tiny_folder: Path)
     }  # fmt: skip
 
 
-def test_a_snapshot_made_again_under_its_name_is_the_one_that_was(tiny_folder: Path) -> None:
-    policy, _ = load_policy(str(tiny_folder), lora=WAYS["lora"])
+def test_a_second_snapshot_of_a_name_is_another_one(policy: PreTrainedModel) -> None:
     first = snapshot(policy, "behavior")
     was = digest(first.tensors())
-    move(policy, 2)
-    assert digest(snapshot(policy, "behavior").tensors()) == was
+    for seed in (2, 3):
+        move(policy, seed)
+        assert digest(snapshot(policy, "behavior").tensors()) == digest(weights_of(policy)) != was
+    assert digest(first.tensors()) == was
 
 
 def test_mixing_moves_a_snapshot_part_of_the_way(policy: PreTrainedModel) -> None:

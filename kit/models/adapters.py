@@ -27,6 +27,14 @@ class AdapterError(ValueError):
     """The adapter cannot be put on this model."""
 
 
+def require_bitsandbytes(setting: str) -> None:
+    """Raises ImportError if bitsandbytes is not installed, with the command that installs it."""
+    try:
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise ImportError(f"{setting} needs bitsandbytes, which is not installed: pip install -e '.[gpu]'") from error
+
+
 def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """How bitsandbytes stores the frozen model: NF4 with its constants quantized too (QLoRA, arXiv 2305.14314,
     sections 2 and 3), or LLM.int8 (arXiv 2208.07339).
@@ -34,12 +42,7 @@ def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) 
     Raises:
         ImportError: if bitsandbytes is not installed, with the command that installs it.
     """  # fmt: skip
-    try:
-        import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise ImportError(
-            f"quantization={quantization!r} needs bitsandbytes, which is not installed: pip install -e '.[gpu]'"
-        ) from error
+    require_bitsandbytes(f"quantization={quantization!r}")
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

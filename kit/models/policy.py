@@ -1,12 +1,14 @@
 """The policy: load it, and score rollouts under it."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -149,18 +151,33 @@ def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: f
 def recomputing(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block a forward pass keeps only each layer's input; the backward pass computes the rest again.
 
-    Chen et al. 2016, https://arxiv.org/abs/1604.06174. Only the layers are told that they train, not what is in them:
-    dropout stays off.
+    Chen et al. 2016, https://arxiv.org/abs/1604.06174. The layers are told that they train only until they have started
+    to keep nothing, and not what is in them: dropout stays off.
     """
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    told = [model, *(layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))]
-    for module in told:
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(_evaluated, layer, layer._gradient_checkpointing_func)
+    for module in (model, *layers):
         module.training = True
     try:
         yield
     finally:
-        for module in told:
+        for module in (model, *layers):
             module.training = False
+
+
+def _evaluated(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *inputs: Any) -> Any:
+    """`checkpoint(forward, *inputs)` with the layer in evaluation mode, in the forward pass and when it is repeated."""
+
+    def evaluated(*inputs: Any) -> Any:
+        was, layer.training = layer.training, False
+        try:
+            return forward(*inputs)
+        finally:
+            layer.training = was
+
+    return checkpoint(evaluated, *inputs)
 
 
 def _score_whole(model: PreTrainedModel, rollouts: Sequence[Rollout], temperature: float) -> TokenScores:

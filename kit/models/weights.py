@@ -48,11 +48,11 @@ class AdapterSnapshot:
     """An adapter beside the policy's own, on the same frozen model."""
 
     def __init__(self, policy: PreTrainedModel, name: str) -> None:
-        self.model, self.name = policy, name
-        if name not in policy.peft_config:
-            add_named_adapter(policy, policy.peft_config[POLICY], name)
-            policy.set_adapter(POLICY)
-            copy_weights(weights_of(policy), self.tensors())
+        taken = sum(other.partition("_")[0] == name for other in policy.peft_config)
+        self.model, self.name = policy, f"{name}_{taken + 1}" if taken else name
+        add_named_adapter(policy, policy.peft_config[POLICY], self.name)
+        policy.set_adapter(POLICY)
+        copy_weights(weights_of(policy), self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
         return adapter_tensors(self.model, self.name)
@@ -80,7 +80,10 @@ class LiveWeights:
 
 
 def snapshot(policy: PreTrainedModel, name: str) -> Snapshot:
-    """A copy of the policy's weights as they are now; `name` is its adapter's, if the policy trains one."""
+    """A copy of the policy's weights as they are now.
+
+    With adapters in training it is one called `name`, or `name_2` and so on if there is one of that name.
+    """
     return AdapterSnapshot(policy, name) if has_adapter(policy) else ModelSnapshot(policy)
 
 
