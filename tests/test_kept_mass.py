@@ -90,5 +90,5 @@ def test_a_drawn_token_has_the_logprob_it_was_drawn_with() -> None:
     "change", [{"top_p": 0.0}, {"top_p": 1.1}, {"top_p": math.nan}, {"top_k": 0}, {"top_k": -1}], ids=str
 )
 def test_a_cut_out_of_range_is_refused(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected top_p in .* and top_k >= 1 or None, came"):
+    with pytest.raises(ValueError, match=r"expected top_p in .* and top_k >= 1 or None, came"):
         kept(0, **change)
