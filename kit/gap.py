@@ -13,6 +13,10 @@ where pi is the policy, pi_old the weights that the sampler runs, q the sampler'
 the distribution that top-k and top-p leave, and mu what the sampler recorded. All but mu are computed by the trainer's
 engine. Only staleness is what importance ratios are meant for.
 
+Under int8 the trainer's own log-probs depend on the batch: a column in which any activation exceeds 6 is not rounded
+(arXiv 2208.07339, section 3.2). All of its passes here see the same batches, so this noise is in what compares it to
+the sampler only: quantization, or else numerics.
+
 The same gap undivided: verl's `rollout_probs_diff`, NeMo-RL's `gen_kl_error`, prime-rl's `mismatch_kl`. That top-p
 alone biases ratios: huggingface/trl#6789, and the mean ratio of 0.896 at top_p = 0.8 of trl PR #7269.
 """

@@ -228,5 +228,5 @@ def gap_table(records: Sequence[Mapping[str, Any]]) -> str:
         mean_abs = sum(record[f"gap/{name}/mean_abs"] for record in measured) / count
         largest = max(record[f"gap/{name}/max_abs"] for record in measured)
         kl = sum(record[f"gap/{name}/kl"] for record in measured) / count
-        rows.append(f"| {name} | {mean_abs:.2g} | {largest:.2g} | {kl:+.2g} |")
+        rows.append(f"| {name} | {mean_abs:.2g} | {largest:.2g} | {kl:.2g} |")
     return "\n".join(rows)

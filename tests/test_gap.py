@@ -1,7 +1,7 @@
 """The parts of the gap: each equals what its cause, and nothing else, does to plain forward passes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +14,12 @@ from kit.config import Lora, Sampling
 from kit.gap import PARTS, Gap, measure_gap
 from kit.models.policy import load_policy, score
 from kit.models.weights import LiveWeights, ModelSnapshot, copy_weights, digest, snapshot, weights_of
-from kit.run import Run
 from kit.runlog import is_defined
 from kit.samplers import TransformersSampler
 from kit.types import Rollout
 from tests.conftest import TinyTask
 from tests.learning import logprobs_and_entropies
 
-Start = Callable[..., Run]
 LORA = Lora(lora_r=4, lora_alpha=8.0)
 
 
@@ -54,6 +52,13 @@ def sampled(sampler: TransformersSampler, sampling: Sampling, group_size: int = 
 def plain(model: PreTrainedModel, rollouts: list[Rollout]) -> Tensor:
     """Log-probs of all tokens at temperature 1, by one forward pass a rollout."""
     return torch.cat([logprobs_and_entropies(model, rollout)[0] for rollout in rollouts]).double()
+
+
+@torch.no_grad()
+def scored(model: PreTrainedModel, rollouts: list[Rollout], batch: int, *, temperature: float = 1.0) -> Tensor:
+    """As the loss scores them, so many at a time."""
+    found = [score(model, rollouts[i : i + batch], temperature=temperature) for i in range(0, len(rollouts), batch)]
+    return torch.cat([scores.logprobs[scores.completion_mask] for scores in found]).double()
 
 
 def recorded(rollouts: list[Rollout]) -> Tensor:
@@ -278,7 +283,10 @@ def test_a_quantized_trainer_of_a_sampler_that_is_not_is_quantization(
     assert_only(gap, "quantization")
     with sampler.weights.active() as model:
         served = plain(model, rollouts)
-    torch.testing.assert_close(gap.quantization, plain(policy, rollouts) - served, rtol=0, atol=2e-5)
+    # Under int8 a column of activations is rounded or not depending on the whole batch, so only that batch will do.
+    is_nf4 = policy.config.quantization_config.load_in_4bit
+    trained = plain(policy, rollouts) if is_nf4 else scored(policy, rollouts, len(rollouts))
+    torch.testing.assert_close(gap.quantization, trained - served, rtol=0, atol=2e-5)
     blind = measure_gap(policy, behavior, rollouts, sampling=Sampling(8))
     assert_only(blind, "numerics")
     torch.testing.assert_close(blind.numerics, gap.quantization + gap.numerics, rtol=0, atol=1e-12)
@@ -294,15 +302,10 @@ def test_all_causes_at_once_are_told_apart(
     weights = digest(weights_of(policy))
     gap = measure_gap(policy, behavior, rollouts, sampling=sampling, sampler_base=sampler.weights, micro_batch_size=5)
     assert_only(gap, "staleness", "quantization", "truncation")
-    torch.testing.assert_close(gap.total, _tempered(policy, rollouts, 0.9) - recorded(rollouts), rtol=0, atol=2e-5)
+    for_loss = scored(policy, rollouts, 5, temperature=0.9)
+    torch.testing.assert_close(gap.total, for_loss - recorded(rollouts), rtol=0, atol=1e-12)
     assert digest(weights_of(policy)) == weights
     assert all(parameter.requires_grad for name, parameter in policy.named_parameters() if ".policy." in name)
-
-
-@torch.no_grad()
-def _tempered(model: PreTrainedModel, rollouts: list[Rollout], temperature: float) -> Tensor:
-    found = [score(model, [r], temperature=temperature).logprobs[0] for r in rollouts]
-    return torch.cat(found).double()
 
 
 def test_a_sampler_base_with_another_adapter_is_refused(

@@ -1,13 +1,17 @@
 """Figures: what is drawn equals what was logged, and looks the same everywhere."""
 
 import json
+from collections.abc import Callable
+from functools import partial
+from math import isnan
 from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kit.plots import REGIME_COLOURS, Curve, colour, headline_table, plot_metric, regime
+from kit.gap import PARTS
+from kit.plots import REGIME_COLOURS, Curve, colour, gap_table, headline_table, plot_gap, plot_metric, regime
 
 
 def records(*accuracies: float) -> list[dict[str, float]]:
@@ -72,3 +76,50 @@ def test_the_table_names_first_best_and_last() -> None:
 def test_a_curve_is_read_from_run_directories(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(0.5, 0.6)))
     assert Curve.read("dpo", 1, [tmp_path]).runs == (records(0.5, 0.6),)
+
+
+def gaps(**parts: list[float]) -> list[dict[str, float]]:
+    """Steps of a run, measured at every second one; a part that is not given is 0."""
+    count = len(next(iter(parts.values())))
+    found = [{"step": step, "sync/version": 4 * (step // 4)} for step in range(2 * count)]
+    for number in range(count):
+        for name in (*PARTS, "total"):
+            value = parts.get(name, [0.0] * count)[number]
+            found[2 * number] |= {f"gap/{name}/{kind}": value for kind in ("mean_abs", "max_abs")}
+            found[2 * number] |= {f"gap/{name}/kl": -value, "gap/cut": 0.0}
+    return found
+
+
+def test_each_part_of_the_gap_is_drawn_and_a_zero_apart_from_the_rest() -> None:
+    ax = Figure().subplots()
+    plot_gap(ax, gaps(staleness=[0.0, 0.02, 0.0, 0.03], numerics=[3e-7] * 4, total=[3e-7, 0.02, 3e-7, 0.03]))
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    drawn = lines["staleness: updates since the sync"].get_xydata()
+    assert drawn[[1, 3]].tolist() == [[2, 0.02], [6, 0.03]] and isnan(drawn[0, 1]) and isnan(drawn[2, 1])
+    assert "0 throughout: truncation, dropout, quantization" in lines
+    # The smallest value is 3e-7, so its decade starts at 1e-7, and zero is one below.
+    (zeros,) = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert zeros.get_xydata().tolist() == [[0, 1e-8], [4, 1e-8]]
+    assert zeros.get_color() == lines["staleness: updates since the sync"].get_color()
+    assert ax.get_yticklabels()[0].get_text() == "0" and ax.get_yticks()[0] == pytest.approx(1e-8)
+    assert list(lines["sync"].get_xdata()) == [4, 4] and ax.get_yscale() == "log"
+    assert "nats" in ax.get_ylabel() and ax.get_xlabel() == "optimizer step"
+
+
+def test_a_gap_of_zeros_alone_still_has_an_axis() -> None:
+    ax = Figure().subplots()
+    plot_gap(ax, gaps(total=[0.0, 0.0]))
+    assert "0" in [label.get_text() for label in ax.get_yticklabels()]
+    ax.figure.draw_without_rendering()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_gap_as_a_table() -> None:
+    table = gap_table(gaps(staleness=[0.02, 0.04], total=[0.02, 0.04])).splitlines()
+    assert table[0].startswith("| part, 2 measurements | mean abs (nats) | largest (nats) |")
+    assert "| staleness | 0.03 | 0.04 | -0.03 |" in table and "| dropout | 0 | 0 | 0 |" in table
+
+
+@pytest.mark.parametrize("show", [partial(plot_gap, Figure().subplots()), gap_table], ids=["figure", "table"])
+def test_a_run_that_measured_no_gap_is_told_how(show: Callable[..., object]) -> None:
+    with pytest.raises(KeyError, match=r"RunConfig\(gap_steps=\.\.\.\)"):
+        show(records(0.5, 0.6))

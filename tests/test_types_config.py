@@ -37,6 +37,7 @@ def test_defaults_sample_from_the_whole_distribution() -> None:
         ("learning_rate", -1e-4), ("learning_rate", float("nan")), ("max_grad_norm", 0.0), ("adam_epsilon", 0.0),
         ("warmup_steps", -1), ("weight_decay", -0.1), ("seed", -1), ("adam_beta1", 1.0), ("adam_beta2", -0.1),
         ("reuse_epochs", 0), ("reuse_epochs", -1), ("drift_prompts", 0), ("max_age", -1),
+        ("gap_steps", 0), ("gap_steps", -1),
     ],
 )  # fmt: skip
 def test_run_config_refuses_naming_the_field_and_the_value(name: str, value: float) -> None:
