@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kit.config import Sampling
@@ -121,10 +121,14 @@ def measure_gap(
 
 @contextmanager
 def _evaluating(weights: Snapshot) -> Iterator[PreTrainedModel]:
-    """The model with these weights, without dropout; each module gets back the mode it had, whatever its parent's."""
+    """The model with these weights, without dropout; each module gets back the mode it had, whatever its parent's.
+
+    Linear layers drop nothing, and keep their mode: it chooses the arithmetic of quantized ones.
+    """
     with weights.active() as model:
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
+        modes = [(module, module.training) for module in model.modules() if not isinstance(module, nn.Linear)]
+        for module, _ in modes:
+            module.training = False
         try:
             yield model
         finally:
