@@ -157,7 +157,8 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(_evaluated, layer, layer._gradient_checkpointing_func)
+        checkpoint: Any = layer._gradient_checkpointing_func
+        layer._gradient_checkpointing_func = partial(_evaluated, layer, checkpoint)  # pyright: ignore[reportArgumentType]
     for module in (model, *layers):
         module.training = True
     try:
