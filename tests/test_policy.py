@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from transformers import AutoTokenizer, PreTrainedModel
 
 from kit.models.policy import load_policy, score
@@ -248,14 +247,13 @@ class Gate(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_gated_model_is_refused_saying_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gated_model_is_refused_saying_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(("127.0.0.1", 0), Gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        endpoint, hub = f"http://127.0.0.1:{server.server_port}", "huggingface_hub.constants"
+        monkeypatch.setattr(f"{hub}.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(f"{hub}.ENDPOINT", endpoint)
+        monkeypatch.setattr(f"{hub}.HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
         try:
             with pytest.raises(FileNotFoundError, match=rf"gated repo.*{REMEDIES} and run `hf auth login` first"):
                 load_policy("some/model")
