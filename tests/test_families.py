@@ -114,7 +114,10 @@ def test_scores_and_sampled_logprobs_are_those_of_a_plain_forward_pass(
         expected = plain_logprobs(policy, rollout.prompt_ids, rollout.completion_ids)
         torch.testing.assert_close(row[: len(expected)], expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(torch.tensor(rollout.old_logprobs), expected, rtol=0, atol=1e-4)
-    assert any(id_ >= len(tokenizer) for rollout in rollouts for id_ in rollout.completion_ids)  # of the spare rows
+    assert any(i >= len(tokenizer) for rollout in rollouts for i in rollout.completion_ids)  # rows without a token
+    for rollout in rollouts:
+        known = [i for i in rollout.completion_ids if i < len(tokenizer)]
+        assert rollout.text == tokenizer.decode(known, skip_special_tokens=True)
 
 
 @each_family

@@ -1,6 +1,8 @@
 """Loading, copying and scoring: batched scores equal those of one plain forward pass a rollout, gradients included."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,53 @@ def test_a_folder_without_a_model_is_refused_naming_it(
 def test_a_folder_that_does_not_exist_is_refused_saying_what_to_do() -> None:
     with pytest.raises(FileNotFoundError, match=r"'no/such/model'.*data/seed; `make seed` rebuilds it"):
         load_policy("no/such/model")
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_saying_what_to_do(tiny_folder: Path, tmp_path: Path) -> None:
+    copied(tiny_folder, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_tokens(["<|more|>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has 262 tokens and the model 261: resize .*resize_token_embeddings"):
+        load_policy(str(tmp_path))
+
+
+REMEDIES = r"hf download some/model --local-dir FOLDER\) and name the folder; for a gated model, accept its licence"
+
+
+def test_a_name_that_cannot_be_read_from_the_hub_is_refused_saying_what_to_do() -> None:
+    with pytest.raises(FileNotFoundError, match=rf"'some/model' is no folder here, and .*connect to.*{REMEDIES}"):
+        load_policy("some/model")  # without network, as all tests are
+
+
+class Gate(BaseHTTPRequestHandler):
+    """The hub's answer about a gated model to someone without access."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to model some/model is restricted.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_gated_model_is_refused_saying_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), Gate) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint, hub = f"http://127.0.0.1:{server.server_port}", "huggingface_hub.constants"
+        monkeypatch.setattr(f"{hub}.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(f"{hub}.ENDPOINT", endpoint)
+        monkeypatch.setattr(f"{hub}.HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        try:
+            with pytest.raises(FileNotFoundError, match=rf"gated repo.*{REMEDIES} and run `hf auth login` first"):
+                load_policy("some/model")
+        finally:
+            server.shutdown()
 
 
 def copied(source: Path, target: Path, **changes: str | None) -> None:

@@ -30,7 +30,7 @@ def plan(objective: Objective, model_config: LlamaConfig = TINY, vllm: Vllm | No
 @pytest.mark.parametrize("objective", [DPO(), GRPO()])
 def test_operations_of_training_are_those_that_torch_counts(objective: Objective) -> None:
     config = small_config()
-    policy = AutoModelForCausalLM.from_config(TINY, attn_implementation="eager")  # whose products torch counts
+    policy = AutoModelForCausalLM.from_config(TINY, attn_implementation="eager").eval()  # whose products torch counts
     reference = Reference(policy, Never()) if objective.needs_reference else None
     learner = Learner(policy, objective, reference, config)
     examples, totals = examples_of(objective, config)

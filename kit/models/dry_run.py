@@ -274,7 +274,8 @@ class DryModel:
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         old = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16)
+        is_mixed = self.config.bf16 and self.config.lora is None
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=is_mixed)
         with self._fake, autocast, LiveBytes(old) as live:
             yield live
 

@@ -158,7 +158,7 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         checkpoint: Any = layer._gradient_checkpointing_func
-        object.__setattr__(layer, "_gradient_checkpointing_func", partial(_evaluated, layer, checkpoint))
+        layer._gradient_checkpointing_func = partial(_evaluated, layer, checkpoint)  # pyright: ignore[reportArgumentType]
     for module in (model, *layers):
         module.training = True
     try:
