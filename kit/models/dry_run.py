@@ -11,16 +11,14 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from kit.config import RunConfig, Sampling
+from kit.models.live_bytes import LiveBytes
 from kit.models.policy import output_weight
 from kit.samplers.kv_cache import PreallocatedCache, PreallocatedLayer
 from kit.samplers.transformers import draw
@@ -54,29 +52,6 @@ class Passes:
     workspace: int
     halfway: int
     a_layer: int
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is active, now and at most; not those of `old`."""
-
-    def __init__(self, old: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = WeakKeyDictionary({tensor.untyped_storage(): None for tensor in old})
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
-                storage = tensor.untyped_storage()
-                self._seen[storage] = None
-                self._add(storage.nbytes())
-                finalize(storage, self._add, -storage.nbytes()).atexit = False
-        return output
-
-    def _add(self, size: int) -> None:
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
 
 class _Frozen(torch.autograd.Function):
@@ -214,8 +189,8 @@ class DryModel:
             odd = next((name for name, p in model.named_parameters() if p.dim() > 2), None)
             if odd:
                 raise ValueError(
-                    f"expected a dense transformer, came {type(model).__name__} with {odd} (a mixture of experts, say), "
-                    "whose memory depends on the text: measure it on a few steps instead"
+                    f"expected a dense transformer, came {type(model).__name__} with {odd} (a mixture of experts, "
+                    "say), whose memory depends on the text: measure it on a few steps instead"
                 )
             if config.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
