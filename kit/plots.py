@@ -184,10 +184,10 @@ def plot_gap(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
         ax.plot(zeros, [bottom] * len(zeros), marker or "o", markerfacecolor="white", color=shade, markersize=4)
     absent = [name for name in GAP_STYLES if not any(values[name])]
     if absent:
-        ax.plot([], [], " ", label=f"0 throughout: {', '.join(absent)}")
+        ax.plot([], [], " ", label="0 throughout:\n" + ",\n".join(absent))
     _log_axis_with_zero(ax, bottom)
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel("|difference of log-probs| (nats, mean over tokens)")
+    ax.set_ylabel("|log-prob difference| (nats, mean over tokens)")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)
 

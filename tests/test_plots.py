@@ -96,7 +96,7 @@ def test_each_part_of_the_gap_is_drawn_and_a_zero_apart_from_the_rest() -> None:
     lines = {line.get_label(): line for line in ax.get_lines()}
     drawn = lines["staleness: updates since the sync"].get_xydata()
     assert drawn[[1, 3]].tolist() == [[2, 0.02], [6, 0.03]] and isnan(drawn[0, 1]) and isnan(drawn[2, 1])
-    assert "0 throughout: truncation, dropout, quantization" in lines
+    assert "0 throughout:\ntruncation,\ndropout,\nquantization" in lines
     # The smallest value is 3e-7, so its decade starts at 1e-7, and zero is one below.
     (zeros,) = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
     assert zeros.get_xydata().tolist() == [[0, 1e-8], [4, 1e-8]]

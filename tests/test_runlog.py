@@ -47,7 +47,8 @@ def logged(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     found = {}
     for name, arm in ARMS.items():
         found[name] = tmp_path_factory.mktemp(name)
-        tiny_run(tiny_folder, found[name], max_steps=5, task=TinyTask(reward=partly_judged), **arm).finish()
+        task = TinyTask(reward=partly_judged)
+        tiny_run(tiny_folder, found[name], max_steps=5, gap_steps=2, task=task, **arm).finish()
     judged = TinyTask(name="judged", judging=Judging(longer, {f"judged/validation/{i}": ("a",) for i in range(6)}))
     found["judged"] = tmp_path_factory.mktemp("judged")
     tiny_run(tiny_folder, found["judged"], max_steps=1, task=judged).finish()
