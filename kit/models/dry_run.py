@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -103,8 +103,8 @@ class _Adapted(nn.Module):
             self.lora_b = nn.Parameter(torch.empty(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        keeps_input = self.quantization == "int8"
-        result = _Frozen.apply(x, self.base.weight, keeps_input) if self.quantization else self.base(x)
+        kind = self.quantization
+        result = _Frozen.apply(x, self.base.weight, kind == "int8") if kind else self.base(x)
         if not self.rank:
             return result
         update = nn.functional.linear(nn.functional.linear(x.to(self.lora_a.dtype), self.lora_a), self.lora_b) * 2.0
@@ -203,14 +203,19 @@ class DryModel:
     def _built(self, model_config: PreTrainedConfig, kinds: list[Any] | None) -> tuple[PreTrainedModel, float]:
         """The model, of layers of these kinds instead of its own; and by how many bytes quantization shrinks it."""
         config, model_config = self.config, deepcopy(model_config)
-        if kinds is not None:
-            model_config.num_hidden_layers = len(kinds)
-            if kinds[0] is not None:
-                model_config.layer_types = kinds
+        model_config.num_hidden_layers = model_config.num_hidden_layers if kinds is None else len(kinds)
+        if kinds and kinds[0]:
+            model_config.layer_types = kinds
         with self._fake:
             dtype = torch.bfloat16 if config.lora and config.bf16 else torch.float32
             model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
             output_weight(model)
+            odd = next((name for name, p in model.named_parameters() if p.dim() > 2), None)
+            if odd:
+                raise ValueError(
+                    f"expected a dense transformer, came {type(model).__name__} with {odd} (a mixture of experts, "
+                    "say), whose memory depends on the text: measure it on a few steps instead"
+                )
             if config.gradient_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             if config.lora is None:
@@ -231,9 +236,7 @@ class DryModel:
             if quantization:
                 saved += layer.weight.numel() * (layer.weight.element_size() - QUANTIZED_BYTES[quantization])
                 saved -= 4 * layer.out_features if quantization == "int8" else 0
-            parent, _, last = name.rpartition(".")
-            adapted = _Adapted(layer, rank if name in chosen else 0, quantization)
-            setattr(model.get_submodule(parent), last, adapted)
+            model.set_submodule(name, _Adapted(layer, rank if name in chosen else 0, quantization))
         return saved
 
     def _hidden_states(self, model: PreTrainedModel, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -271,14 +274,8 @@ class DryModel:
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         old = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16)
-        try:
-            with self._fake, autocast, LiveBytes(old) as live:
-                yield live
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise ValueError(
-                f"expected a model whose memory follows from its sizes, came {type(model).__name__}, in which it "
-                "depends on the text (a mixture of experts, say): measure it on a few steps instead"
-            ) from error
+        with self._fake, autocast, LiveBytes(old) as live:
+            yield live
 
 
 def _next_logits(model: PreTrainedModel, rows: int, new: int, cache: PreallocatedCache) -> Tensor:

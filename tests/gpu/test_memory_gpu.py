@@ -1,4 +1,4 @@
-"""The estimate of memory against what CUDA's allocator gave out; random weights of a real shape, nothing is downloaded."""
+"""The estimate of memory against what the device's allocator gave out; random weights of a real shape."""
 
 from typing import Any
 
