@@ -18,7 +18,7 @@ from kit.models.adapters import PREFIX, adapter_config
 from kit.models.policy import score
 from kit.models.weights import copy_weights, has_adapter, snapshot, weights_of
 from kit.samplers.checksum import adapter_checksums, differing, summary, weight_checksums
-from kit.samplers.prompts import end_tokens, groups_of, prompt_ids, require_fit, seed_of
+from kit.samplers.prompts import context_length, end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import PROBE_TOLERANCE, Receipt
 from kit.samplers.sampler import Sampler
 from kit.samplers.vllm_engine import VLLMEngine
@@ -39,7 +39,8 @@ class VLLMSampler:
         dtype: of the engine; None = float32 on a CPU, bfloat16 on a GPU.
         quantization: of the engine's frozen model under an adapter; the trainer's may differ, and then log-probs do.
         gpu_memory_utilization: share of the GPU that vLLM takes for weights and cache.
-        max_model_len: tokens of a prompt with its completion; None = the model's context.
+        max_model_len: tokens of a prompt with its completion; None = the model's context. On a GPU give what is needed:
+            vLLM reads a prompt in one go, and sets room aside for the longest.
         sleep_mode: give the GPU's memory to the trainer between two calls of `generate`.
         enforce_eager: no compiled graphs; None = on a CPU.
 
@@ -58,7 +59,7 @@ class VLLMSampler:
         self._adapter: dict[str, Any] | None = adapter_config(policy) if has_adapter(policy) else None
         self._ends, self._sleep_mode = end_tokens(policy, tokenizer), sleep_mode
         self.engine = VLLMEngine(
-            str(policy.name_or_path), end_token_ids=self._ends, dtype=dtype, max_model_len=max_model_len,
+            str(policy.name_or_path), end_token_ids=self._ends, dtype=dtype, max_model_len=max_model_len or context_length(policy),
             gpu_memory_utilization=gpu_memory_utilization, sleep_mode=sleep_mode, quantization=quantization,
             lora=Lora(self._adapter["r"], self._adapter["lora_alpha"]) if self._adapter else None,
             enforce_eager=enforce_eager,
