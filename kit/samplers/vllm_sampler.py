@@ -59,7 +59,8 @@ class VLLMSampler:
         self._adapter: dict[str, Any] | None = adapter_config(policy) if has_adapter(policy) else None
         self._ends, self._sleep_mode = end_tokens(policy, tokenizer), sleep_mode
         self.engine = VLLMEngine(
-            str(policy.name_or_path), end_token_ids=self._ends, dtype=dtype, max_model_len=max_model_len or context_length(policy),
+            str(policy.name_or_path), end_token_ids=self._ends, dtype=dtype,
+            max_model_len=max_model_len or context_length(policy),
             gpu_memory_utilization=gpu_memory_utilization, sleep_mode=sleep_mode, quantization=quantization,
             lora=Lora(self._adapter["r"], self._adapter["lora_alpha"]) if self._adapter else None,
             enforce_eager=enforce_eager,
