@@ -1,6 +1,9 @@
 """The vLLM sampler in a run, on real vLLM: the policy's own distribution, faults of a sync, resuming, evaluating."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -199,6 +202,32 @@ def test_a_killed_run_goes_on_with_the_weights_that_its_sampler_held(tmp_path: P
             for key in one.keys() - {"seconds", "digest", "sampler_digest"}:
                 if not key.startswith("time/"):
                     assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-4), (name, one["step"], key)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.vllm.test_vllm_sampler import LORA, start
+for record in start(Path(sys.argv[1]), LORA).steps(6):
+    print(record["step"], flush=True)
+"""
+
+
+def test_a_run_killed_with_its_engine_goes_on(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "4":  # the checkpoint is of step 4
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    run = start(tmp_path, LORA)
+    assert (run.step, run.sampler.version) == (4, 2)
+    run.finish()
+    run.sampler.engine.close()
+    steps = [record["step"] for record in lines(tmp_path / "metrics.jsonl")]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_an_engine_that_dies_stops_the_run_with_what_to_do_and_keeps_its_records(
