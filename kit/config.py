@@ -70,6 +70,7 @@ class RunConfig:
     eval_prompts: int = 256  # held-out problems an evaluation
     eval_samples: int = 4  # completions a problem
     save_steps: int = 50  # optimizer steps between checkpoints; one more at the end
+    generation_batch_size: int | None = None  # completions drawn at a time; None = all at once
     micro_batch_size: int = 64  # rollouts in one backward pass; the gradient does not depend on it
     num_threads: int = 2  # of torch on a CPU; part of what makes a run reproducible to the bit
     sampling: Sampling = field(default_factory=Sampling)
@@ -87,6 +88,8 @@ class RunConfig:
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
         _require(self.gap_steps is None or self.gap_steps >= 1, self, "gap_steps", "at least 1, or None")
+        size = self.generation_batch_size
+        _require(size is None or size >= 1, self, "generation_batch_size", "at least 1, or None")
         _require(self.max_age is None or self.max_age >= 0, self, "max_age", "0 or more, or None")
         for name in ("max_steps", "save_steps"):  # a checkpoint holds no half-used batch
             _require(getattr(self, name) % self.reuse_epochs == 0, self, name, "a multiple of reuse_epochs")

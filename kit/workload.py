@@ -7,7 +7,7 @@ from typing import Any
 from kit.config import RunConfig
 from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_judging, require_baseline, score_groups
 from kit.runlog import describe
-from kit.samplers import Sampler
+from kit.samplers import InBatches, Sampler
 from kit.tasks.task import Portion, Task, prompts_at
 from kit.types import Group, Prompt
 
@@ -51,6 +51,7 @@ class Workload:
         """A group for each of the batch's prompts, not yet scored; none if the task is only evaluated."""
         if not self.count:
             return []
+        sampler = self._in_batches(sampler)
         return sampler.generate(self.prompts_of(number), self.group_size, seed=seed, sampling=self.sampling)
 
     def score(self, groups: Sequence[Group], *, log_metric: Callable[[str, float], None]) -> list[Group]:
@@ -59,10 +60,15 @@ class Workload:
 
     def evaluate(self, sampler: Sampler, *, seed: tuple[int, ...]) -> Evaluation | JudgedEvaluation:
         """On the held-out prompts: by the reward where it says what is right, else by the task's judges."""
+        sampler = self._in_batches(sampler)
         samples, held_out = self.config.eval_samples, (self.held_out, self.functions, self.weights)
         if self.judging is None:
             return evaluate(sampler, *held_out, samples=samples, seed=seed, sampling=self.sampling)
         return evaluate_by_judging(sampler, *held_out, self.judging, samples=samples, seed=seed, sampling=self.sampling)
+
+    def _in_batches(self, sampler: Sampler) -> Sampler:
+        size = self.config.generation_batch_size
+        return sampler if size is None else InBatches(sampler, size)
 
 
 def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Workload]:

@@ -15,8 +15,8 @@ PRESETS = {"math": paper_math, "wildchat": paper_wildchat, "mixed": paper_mixed}
 # What the kit needs and the paper has no word for: how often to look, how to fit into memory.
 OURS = {
     "eval_steps", "eval_prompts", "eval_samples", "save_steps", "micro_batch_size", "num_threads", "drift_prompts",
-    "gap_steps", "lora", "quantization", "bf16",
-        "gradient_checkpointing", "optim", "device"}  # fmt: skip
+    "gap_steps", "lora", "quantization", "bf16", "gradient_checkpointing", "optim", "device", "generation_batch_size",
+}  # fmt: skip
 
 # Table 4 of arXiv 2506.21495: task, regime, beta (DPO) or KL weight (GRPO), Adam epsilon, reference follows, longest
 # completion, prompts a step. The learning rate is 1e-6 and the gradient clip 0.1 in every row that can be read.

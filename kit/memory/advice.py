@@ -100,8 +100,18 @@ def _asleep(plan: Plan) -> Plan | None:
     return replace(plan, vllm=replace(plan.vllm, sleeps=True)) if plan.vllm and not plan.vllm.sleeps else None
 
 
+def _in_batches(plan: Plan) -> Plan | None:
+    """As many completions at a time as fit, in halves of a step's, down to one group."""
+    config = plan.config
+    if plan.vllm or config.generation_batch_size is not None:
+        return None
+    start = replace(plan, config=replace(config, generation_batch_size=config.prompts_per_step * config.group_size))
+    return _halving("generation_batch_size", least=config.group_size)(start)
+
+
 KNOBS: tuple[Knob, ...] = (
     _halving("micro_batch_size"),
+    _in_batches,
     _asleep,
     _smaller_share,
     _halving("eval_prompts"),

@@ -121,6 +121,8 @@ class Plan:
         found = {}
         for name, prompts, each in (("generate", config.prompts_per_step, config.group_size),
                                     ("evaluate", config.eval_prompts, config.eval_samples)):  # fmt: skip
+            if config.generation_batch_size is not None:
+                prompts = min(prompts, max(1, config.generation_batch_size // each))
             passes = self.model.generate(Shape(prompts, prompts * each, self.prompt_length, limit), config.sampling)
             found[name] = {"keys and values": passes.kept, "workspace": passes.workspace}
         if config.lora is None:  # old, new and their difference in float64, of one tensor at a time
