@@ -98,4 +98,5 @@ class Estimate:
 
 
 def _gb(size: int) -> str:
-    return f"{size / GB:,.2f}"
+    """With two decimals; what is smaller than a hundredth keeps its digits."""
+    return f"{size / GB:,.2f}" if size >= GB / 100 or size == 0 else f"{size / GB:.2g}"
