@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kit.config import Lora, Sampling
 from kit.models.adapters import PREFIX, adapter_config
 from kit.models.policy import score
-from kit.models.weights import copy_weights, has_adapter, snapshot, weights_of
+from kit.models.weights import LiveWeights, Snapshot, copy_weights, has_adapter, snapshot, weights_of
 from kit.samplers.checksum import adapter_checksums, differing, summary, weight_checksums
 from kit.samplers.prompts import context_length, end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import PROBE_TOLERANCE, Receipt
@@ -68,9 +68,7 @@ class VLLMSampler:
         self._tolerance = (
             QUANTIZED_TOLERANCE if quantization or _is_quantized(policy) else TOLERANCES[self.engine.dtype]
         )
-        before = self.engine.probe()
-        self._push(self.weights.tensors(), 0)
-        self._receipt(policy, before, (0, 0.0), step=0, started=time.perf_counter()).check()
+        self._load(self.weights, LiveWeights(policy), step=0)
 
     def sync(self, policy: PreTrainedModel, version: int, *, step: int) -> Receipt:
         """Copy the weights; then compare checksums of what the engine holds, and the log-probs of a probe.
@@ -79,20 +77,16 @@ class VLLMSampler:
         """
         started = time.perf_counter()
         self._wake()
-        before = self.engine.probe()
         change = copy_weights(weights_of(policy), self.weights.tensors())
         self.version = version
-        self._push(self.weights.tensors(), version)
-        receipt = self._receipt(policy, before, change, step=step, started=started)
-        receipt.check()
-        return receipt
+        return self._load(self.weights, LiveWeights(policy), change, step=step, started=started)
 
     def restore(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take up weights of earlier, as a checkpoint holds them; raises SyncError if they did not reach the engine."""
         copy_weights(tensors, self.weights.tensors())
         self.version = version
         self._wake()
-        self._push(self.weights.tensors(), version)
+        self._load(self.weights, self.weights, step=version)
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Raises ValueError if a prompt is empty, or does not fit the context with a full-length completion."""
@@ -115,32 +109,41 @@ class VLLMSampler:
 
     @contextmanager
     def fresh(self, policy: PreTrainedModel) -> Iterator[Sampler]:
-        """Samples from the policy as it is now: inside the block the engine holds the policy's weights."""
+        """Samples from the policy as it is now: inside the block the engine holds the policy's weights.
+
+        Raises SyncError, as every load does, if they did not arrive, or the sampler's own did not come back.
+        """
+        live = LiveWeights(policy)
         self._wake()
-        self._push(weights_of(policy), self.version)
+        self._load(live, live, step=self.version)
         try:
             yield self
         finally:
             self._wake()
-            self._push(self.weights.tensors(), self.version)
+            self._load(self.weights, self.weights, step=self.version)
 
     def _push(self, tensors: Mapping[str, Tensor], version: int) -> None:
-        self._held = (tensors, version)
         if self._adapter is None:
             self.engine.load_weights(tensors, version)
         else:
             self.engine.load_adapter(_as_peft_names(tensors), self._adapter, version)
 
     def _wake(self) -> None:
-        """An engine that slept takes up its weights again, which it may have lost."""
+        """An engine that slept takes up its weights again, which it may have lost; raises SyncError if it did not."""
         if self.engine.is_asleep:
             self.engine.wake()
-            self._push(*self._held)
+            self._load(self._held, self._held, step=self.version, is_primed=False)
 
-    def _receipt(
-        self, policy: PreTrainedModel, before: Completion, change: tuple[int, float], *, step: int, started: float
-    ) -> Receipt:
-        tensors = weights_of(policy)
+    def _load(
+        self, source: Snapshot, expected: Snapshot, change: tuple[int, float] = (0, 0.0), *, step: int,
+        started: float | None = None, is_primed: bool = True,
+    ) -> Receipt:  # fmt: skip
+        """Hand weights to the engine, and prove that it computes as `expected` does; raises SyncError if not."""
+        started = time.perf_counter() if started is None else started
+        before = self.engine.probe() if is_primed else None  # an engine that woke has nothing to compute with
+        self._held = source
+        self._push(source.tensors(), self.version)
+        tensors = expected.tensors()
         sent = (
             weight_checksums(tensors, self.engine.dtype)
             if self._adapter is None
@@ -148,15 +151,18 @@ class VLLMSampler:
         )
         held = self.engine.checksums()
         after = self.engine.probe()
-        expected = _scored(policy, after)
-        return Receipt(
-            step, self.version, *change, summary(sent), summary(held),
-            _largest_difference(after.logprobs, expected), _largest_difference(after.logprobs, before.logprobs),
+        with expected.active() as model:
+            parity = _largest_difference(after.logprobs, _scored(model, after))
+        receipt = Receipt(
+            step, self.version, *change, summary(sent), summary(held), parity,
+            0.0 if before is None else _largest_difference(after.logprobs, before.logprobs),
             prefix_cache_reset=after.num_cached_tokens == 0,
             seconds=time.perf_counter() - started,
             probe_tolerance=self._tolerance,
             differing=tuple(differing(sent, held)[:5]),
         )  # fmt: skip
+        receipt.check()
+        return receipt
 
 
 def _as_peft_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

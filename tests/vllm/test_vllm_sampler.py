@@ -172,6 +172,22 @@ def test_a_fresh_sampler_is_the_policys_and_the_old_one_comes_back(pair: tuple[P
     assert new != before == sampler.generate(PROMPTS, 2, seed=(0,), sampling=SHORT)
 
 
+def test_a_load_that_is_no_sync_is_proven_too(
+    pair: tuple[PreTrainedModel, VLLMSampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, sampler = pair
+    kept = {name: tensor.clone() for name, tensor in sampler.weights.tensors().items()}
+    move(policy)
+    with (
+        pytest.raises(SyncError, match="these tensors differ"),
+        sampler.fresh(policy),
+    ):  # what comes after an evaluation
+        for name in ("load_weights", "load_adapter"):
+            monkeypatch.setattr(sampler.engine, name, dropped(getattr(sampler.engine, name)))
+    with pytest.raises(SyncError, match="these tensors differ"):
+        sampler.restore(kept, 0)
+
+
 def start(folder: Path, lora: Lora | None) -> Run:
     config = RunConfig(
         lora=lora, prompts_per_step=6, group_size=4, max_steps=6, learning_rate=1e-3 if lora else 1e-4, eval_steps=3,
