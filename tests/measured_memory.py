@@ -1,5 +1,6 @@
 """Real runs of the kit on a small model, and the memory they take, measured from outside by torch's profiler."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,12 @@ def written(model_config: LlamaConfig, folder: Path) -> str:
 
 def measured(folder: str, config: RunConfig, objective: Objective) -> dict[str, int]:
     """Peaks, bytes, of the training and of the generation of a second step, and of the sync before it."""
+    gc.collect()  # an earlier test's model, were it freed while the meter runs, would be counted as if it were this one
     meter = Meter()
     policy, tokenizer = meter.peak(lambda: load_policy(
         folder, lora=config.lora, quantization=config.quantization, bf16=config.bf16
     ))[1]  # fmt: skip
+    gc.collect()  # likewise what loading left behind
     held = [*policy.parameters(), *policy.buffers(), *_quantization_constants(policy)]  # some were mapped from a file
     meter.live = sum({s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in held)}.values())
     sampler = meter.peak(lambda: TransformersSampler(policy, tokenizer))[1]
