@@ -2,20 +2,9 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kit.types import Example, Group, Rollout, Totals
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one generation yields, for one optimizer step or for several."""
-
-    groups: Sequence[Group]
-    examples: Sequence[Example]
-    totals: Totals
-    metrics: dict[str, float]
 
 
 def totals_of(groups: Sequence[Group], examples: Sequence[Example]) -> Totals:
@@ -63,6 +52,7 @@ def group_metrics(groups: Sequence[Group], selected: Sequence[Sequence[Example]]
         "examples": sum(len(examples) for examples in selected),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/clipped_ratio": statistics.fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        "num_completions": len(rollouts),
         "num_tokens": sum(lengths),
         "sampler/entropy": mean_entropy(rollouts),
     }
