@@ -19,7 +19,7 @@ LAYERS = {
     "rollouts toy preferences winrate ranking selection progress",
     2: "tasks models samplers reference learner gap combinations interrupt runlog checkpoint doctor export memory "
     "timing settings controls fork",
-    3: "run training evaluate workload head_to_head study distributed",
+    3: "run training recipe replay evaluate workload head_to_head study distributed",
     4: "plots dashboard exercises cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
