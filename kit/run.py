@@ -25,9 +25,10 @@ from kit.models.adapters import save_adapter
 from kit.models.policy import load_policy
 from kit.models.weights import POLICY, copy_weights, digest, has_adapter, weights_of
 from kit.objectives import Objective
+from kit.recording import Recorder
 from kit.reference import Reference, ReferenceStart
 from kit.rewards.combine import function_name
-from kit.rollouts import Batch, completion_columns, group_metrics, rollout_columns, task_metrics, totals_of
+from kit.rollouts import Batch, group_metrics, task_metrics, totals_of
 from kit.runlog import Clock, RunLog, as_json, describe
 from kit.samplers import SamplerFactory, SyncError, TransformersSampler
 from kit.sync import Drift, Never, Schedule, SyncState
@@ -72,7 +73,7 @@ class Run:
             config.model_name_or_path, lora=config.lora, quantization=config.quantization, bf16=config.bf16,
             device=config.device, seed=config.seed,
         )  # fmt: skip
-        self.sampler = sampler(self.policy, tokenizer)
+        self.sampler, self.recorder = sampler(self.policy, tokenizer), Recorder(tokenizer)
         self.workloads = workloads_of(task, config)
         for workload in self.workloads:
             if workload.count:
@@ -176,11 +177,16 @@ class Run:
             sizes = {"sampling": config.sampling, "micro_batch_size": config.micro_batch_size}
             record |= measure_gap(self.policy, self.sampler.weights, rollouts, **sizes).metrics()
             clock.lap("gap")
-        record |= self.learner.update(examples, batch.totals, step)
-        if self.sync.needs_drift:
-            self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
-            record |= {"sync/drift": self.drift.kl, "sync/drift_m2": self.drift.m2}
-        clock.lap("train")
+        try:
+            record |= self.learner.update(examples, batch.totals, step)
+            if self.sync.needs_drift:
+                self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
+                record |= {"sync/drift": self.drift.kl, "sync/drift_m2": self.drift.m2}
+            clock.lap("train")
+        finally:  # the rollouts of an update that failed are those that one wants to see
+            if not record["reuse_epoch"]:
+                self.log.rollouts(step, self.recorder.rollouts(batch, examples, self.learner.before))
+            clock.lap("log")
         record |= clock.laps
         self.step += 1
         self._log(record, batch.groups)
@@ -229,12 +235,10 @@ class Run:
         if self.objective.needs_prox_logprobs and config.reuse_epochs > 1:
             examples = self.learner.with_prox_logprobs(examples)
         clock.lap("select")
-        self.log.rollouts(step, rollout_columns(groups, selected))
-        clock.lap("log")
         metrics = group_metrics(groups, selected) | {f"logged/{name}": value for name, value in logged.items()}
         if len(self.workloads) > 1:
             metrics |= task_metrics(groups, selected)
-        return Batch(groups, examples, totals_of(groups, examples), metrics)
+        return Batch(groups, selected, examples, totals_of(groups, examples), metrics)
 
     def _sync(self) -> None:
         try:
@@ -253,7 +257,7 @@ class Run:
         for workload, found in evaluations:
             prefix = f"task/{workload.name}/" if len(self.workloads) > 1 else ""
             record |= {f"{prefix}{name}": value for name, value in found.metrics().items()}
-            self.log.completions(self.step, workload.name, completion_columns(found.groups))
+            self.log.completions(self.step, workload.name, self.recorder.completions(found.groups))
         return record
 
     def _save(self) -> None:

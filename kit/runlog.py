@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kit.recording import as_table
 from kit.rewards.combine import function_name
 
 METRICS = {
@@ -170,11 +171,10 @@ class RunLog:
         self._table(self.path / "evaluations" / f"{task}_step_{step:06d}.parquet", columns)
 
     def _table(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-        import pyarrow as pa  # 0.2 s to import
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # 0.2 s to import
 
         temporary = path.with_suffix(".partial")
-        pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
+        pq.write_table(as_table(columns), temporary, compression="zstd")
         os.replace(temporary, path)
 
     def rewind(self, step: int) -> None:
