@@ -7,6 +7,7 @@ is null: a completion that was not trained on has no policy log-probs, an engine
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ COLUMNS = {
     "ref_logprobs": ("floats", "under the reference, where the objective has one"),
 }
 
+REPETITIVE = ["pieces.list.element", "rewards.key_value.key"]  # leaves in a file, like the columns of strings
 UNUSED = "unused"
 UNJUDGED = "unjudged: no function could judge it"
 ALONE = "alone: no other completion of its group was judged"
@@ -195,3 +197,13 @@ def as_table(columns: Mapping[str, Sequence[Any]]) -> "pa.Table":
     return pa.table(
         {field.name: pa.array(columns[field.name], field.type) for field in schema() if field.name in columns}
     )
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """A parquet file of `as_table(columns)`: texts once each, in a dictionary; numbers, which hardly repeat, as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = as_table(columns)
+    texts = [field.name for field in table.schema if field.type == pa.string()]
+    pq.write_table(table, path, compression="zstd", use_dictionary=[*texts, *REPETITIVE], write_statistics=False)

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kit.recording import as_table
+from kit.recording import write_columns
 from kit.rewards.combine import function_name
 
 METRICS = {
@@ -171,10 +171,8 @@ class RunLog:
         self._table(self.path / "evaluations" / f"{task}_step_{step:06d}.parquet", columns)
 
     def _table(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-        import pyarrow.parquet as pq  # 0.2 s to import
-
         temporary = path.with_suffix(".partial")
-        pq.write_table(as_table(columns), temporary, compression="zstd")
+        write_columns(temporary, columns)
         os.replace(temporary, path)
 
     def rewind(self, step: int) -> None:
