@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLUMNS = {
     "prompt_id": ("string", "unique within the task"),
     "task": ("string", "the prompt's column `task`"),
-    "prompt": ("string", "as text; chat messages as `role: content`, a blank line between"),
+    "prompt": ("string", "as text; of several chat messages each as `role: content`, a blank line between"),
     "index": ("int32", "of the completion within its group, from 0"),
     "completion": ("string", "as text"),
     "reward": ("double", "total; null = no function could judge it"),
@@ -118,13 +118,15 @@ class Recorder:
 
 
 def prompt_text(content: str | Messages) -> str:
-    r"""A prompt as it is read.
+    r"""A prompt as it is read: a text, a user's only message, or several messages with their roles.
 
     >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}])
     'system: Be brief.\n\nuser: 1+1='
     """
     if isinstance(content, str):
         return content
+    if [message["role"] for message in content] == ["user"]:
+        return content[0]["content"]
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in content)
 
 
