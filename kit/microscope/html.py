@@ -9,6 +9,7 @@ from itertools import zip_longest
 
 from kit.microscope.group import Completion, Group
 from kit.microscope.measures import MEASURES, Measure, number
+from kit.microscope.payload import facts_of, role_of
 from kit.microscope.text import cut, visible
 
 LIMIT = 2000  # characters of a prompt or a completion that are shown unless told otherwise
@@ -83,19 +84,12 @@ def _token(piece: str, value: float | None, measure: Measure, end: float) -> str
 
 def _facts(completion: Completion, values: Sequence[float] | None, measure: Measure) -> str:
     """The line above a completion."""
-    role = completion.role or "held out"
-    hue = next((hue for name, hue in CHIPS.items() if role == name), GREY)
-    facts = [f"reward {'not judged' if completion.reward is None else number(completion.reward)}"]
-    if len(completion.rewards) > 1:
-        each = ", ".join(f"{n} {'–' if v is None else number(v)}" for n, v in completion.rewards.items())
-        facts.append(f"({each})")
-    facts += [f"age {completion.age}", f"{completion.tokens} tokens"]
-    facts += ["cut at the limit"] if completion.finish_reason == "length" else []
-    facts += [completion.reason] if completion.reason else []
-    facts += [f"{measure.title}: not known of it"] if values is None else []
-    chip = f'<span style="{CHIP} rgba({hue},.9);background:rgba({hue},.18)"><bdi>{_safe(role)}</bdi></span>'
-    told = " · ".join(f"<bdi>{_safe(fact)}</bdi>" for fact in facts)
-    return f'<div style="margin-bottom:.2em">{chip}<span style="{MUTED}">#{completion.index} · {told}</span></div>'
+    role, told = role_of(completion), facts_of(completion)
+    told += f" · {measure.title}: not known of it" if values is None else ""
+    hue = CHIPS.get(role, GREY)
+    chip = f'<span style="{CHIP} rgba({hue},.9);background:rgba({hue},.18)"><bdi>{escape(role)}</bdi></span>'
+    facts = f'<span style="{MUTED}">#{completion.index} · <bdi>{escape(told)}</bdi></span>'
+    return f'<div style="margin-bottom:.2em">{chip}{facts}</div>'
 
 
 def _legend(measure: Measure, end: float) -> str:
@@ -109,3 +103,10 @@ def _legend(measure: Measure, end: float) -> str:
         f'<div style="{strip}"></div><div style="display:flex;justify-content:space-between;{MUTED}">{labels}</div></div>'
         f'<div style="{MUTED}">{escape(measure.title)}: {escape(measure.formula)}</div></div>'
     )
+
+
+def page_html(told: str, groups: Sequence[str]) -> str:
+    """Several groups, and what they are the first of."""
+    line = f"{told}. The first {len(groups)}:" if groups else f"{told}."
+    head = f'<div style="{PAGE};{MUTED}">{escape(line)}</div>'
+    return head + '<hr style="border:0;border-top:1px solid rgba(128,128,128,.35)">'.join(groups)

@@ -45,13 +45,14 @@ class Measure:
 
     def end(self, completions: Iterable[Completion]) -> float:
         """Where the scale ends that shows all these values: the first of `ends` that only 1 in 100 goes beyond."""
-        sizes = sorted(abs(self.size(value)) for completion in completions for value in self.values(completion) or ())
+        values = (value for completion in completions for value in self.values(completion) or ())
+        sizes = sorted(abs(self.size(value)) for value in values if math.isfinite(value))
         largest = sizes[(len(sizes) - 1) * 99 // 100] if sizes else 0.0
         return next((end for end in self.ends if end >= largest), self.ends[-1])
 
     def share(self, value: float, end: float) -> float:
-        """How far along the scale a value is, in [-1, 1]."""
-        return max(-1.0, min(1.0, self.size(value) / end))
+        """How far along the scale a value is, in [-1, 1]; 0 for what is no number."""
+        return 0.0 if math.isnan(value) else max(-1.0, min(1.0, self.size(value) / end))
 
     def colour(self, share: float) -> str:
         """CSS for a share of the scale."""
@@ -63,14 +64,19 @@ def _k3(completion: Completion) -> Values:
     if completion.logprobs is None or completion.ref_logprobs is None:
         return None
     differences = (ref - own for own, ref in zip(completion.logprobs, completion.ref_logprobs, strict=True))
-    return [math.expm1(min(d, MAX_LOG_RATIO)) - d for d in differences]
+    return [math.expm1(_bounded(d)) - d for d in differences]
 
 
 def _ratios(completion: Completion) -> Values:
     if completion.logprobs is None or completion.old_logprobs is None:
         return None
     pairs = zip(completion.logprobs, completion.old_logprobs, strict=True)
-    return [math.exp(max(-MAX_LOG_RATIO, min(MAX_LOG_RATIO, own - old))) for own, old in pairs]
+    return [math.exp(_bounded(own - old)) for own, old in pairs]
+
+
+def _bounded(difference: float) -> float:
+    """Within what an exponential can take; NaN stays NaN."""
+    return difference if math.isnan(difference) else max(-MAX_LOG_RATIO, min(MAX_LOG_RATIO, difference))
 
 
 def _from_zero(end: float) -> list[tuple[float, float]]:
