@@ -1,6 +1,6 @@
 """The browser of the tests: a Chromium that is installed, or Debian's, installed where this may be done.
 
-    python -m tests.browser.chromium
+python -m tests.browser.chromium
 """
 
 import os

@@ -3,7 +3,8 @@
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.lab import CellFailed, Lab, PageComplained
+from tests.browser.lab import Lab, PageComplained
+from tests.browser.notebook import CellFailed
 
 WIDGETS = """
 import ipywidgets
@@ -65,11 +66,26 @@ new Image().src = 'http://elsewhere.invalid/pixel';
 
 def test_what_a_script_does_on_the_page_is_noticed(lab: Lab) -> None:
     cell = f"from IPython.display import Javascript\nJavascript({SCRIPT!r})"
-    with pytest.raises(PageComplained) as caught, lab.open(cells=[cell]) as notebook, notebook.page.expect_event("pageerror"):
+    with (
+        pytest.raises(PageComplained) as caught,
+        lab.open(cells=[cell]) as notebook,
+        notebook.page.expect_event("pageerror"),
+    ):
         notebook.run_all()
     said = str(caught.value)
     assert "alert: boo" in said and "console error: broken" in said and "page error: late" in said
     assert "request to another machine: http://elsewhere.invalid/pixel" in said
+
+
+def test_a_page_opened_anew_has_the_same_kernel_and_what_was_saved(lab: Lab) -> None:
+    with lab.open(cells=["kept = 7\nprint('first')", "print(kept)"]) as notebook:
+        notebook.run(0)
+        assert notebook.save().cells[0].outputs[0].text == "first\n"
+        notebook.run(1)  # not saved
+        notebook.load()
+        assert (notebook.text(0).strip(), notebook.text(1)) == ("first", "")
+        notebook.run(1)
+        assert notebook.text(1).strip() == "7"
 
 
 def test_themes_differ(lab: Lab) -> None:
