@@ -1,4 +1,4 @@
-"""A notebook in JupyterLab in a real browser, as its user sees it.
+r"""A notebook in JupyterLab in a real browser, as its user sees it.
 
     with lab.open(cells=["import ipywidgets\nipywidgets.Button(description='Pause')"]) as notebook:
         notebook.run_all()
@@ -62,14 +62,18 @@ class Lab:
         Args:
             notebook: a file; a copy of it is opened.
             cells: code cells, for a notebook made here. Exactly one of the two is given.
-            parameters: injected behind the cell tagged `parameters`, as papermill does.
+            parameters: injected behind the file's cell tagged `parameters`, as papermill does.
+            theme: JupyterLab's.
 
         Raises:
-            ValueError: if both or neither of `notebook` and `cells` are given.
+            ValueError: if both or neither of `notebook` and `cells` are given, or parameters with cells.
             PageComplained: at the end of the block.
         """
-        if (notebook is None) == (not cells):
-            raise ValueError(f"expected either a notebook or cells, got {notebook!r} and {len(cells)} cells")
+        if (notebook is None) == (not cells) or (cells and parameters):
+            raise ValueError(
+                "expected either a notebook, with parameters or without, or cells, "
+                f"got {notebook!r}, {len(cells)} cells and parameters {parameters!r}"
+            )
         if notebook is None:
             sources = [nbformat.v4.new_code_cell(source) for source in cells]
             path = self._write("cells", nbformat.v4.new_notebook(cells=sources, metadata={"kernelspec": KERNELSPEC}))

@@ -97,7 +97,10 @@ class Notebook:
 
     def start_all(self) -> None:
         """Begins to run every cell, without waiting."""
-        self.javascript("jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.javascript(
+            "panel.content.widgets.forEach(widget => widget.model.clearExecution?.());"
+            "jupyterapp.commands.execute('notebook:run-all-cells')"
+        )
 
     def start(self, index: int) -> None:
         """Begins to run a cell, or puts it in the queue behind those that run, without waiting."""

@@ -22,11 +22,10 @@ STOP_S = 20.0  # to end its kernels and itself
 LAST_LINES = 40
 # Waits until this process has gone, however it went, or closes the pipe; then ends the server, which ends its kernels.
 WATCHER = "cat >/dev/null; kill $0"
-# What a user's JupyterLab has, less what asks the internet; every output is in the page, wherever it is scrolled to.
+# Beyond what a user's JupyterLab has: it asks the internet for nothing.
 SETTINGS: dict[str, dict[str, Any]] = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/extensionmanager-extension/plugin": {"enabled": False},
-    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
 
 

@@ -1,5 +1,7 @@
 """What the other tests of this folder stand on: that a failure in a notebook or on its page is noticed."""
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import expect
 
@@ -40,6 +42,8 @@ def test_a_cell_that_runs_again_is_waited_for_again(lab: Lab) -> None:
         assert notebook.is_running(1)
         notebook.wait_for(1)
         assert notebook.text(1).strip() == "2" and not notebook.is_running(1)
+        notebook.run_all()
+        assert notebook.text(1).strip() == "1"
 
 
 def test_a_cell_that_raises_gives_its_traceback(lab: Lab) -> None:
@@ -51,7 +55,7 @@ def test_a_cell_that_raises_gives_its_traceback(lab: Lab) -> None:
 
 def test_a_kernel_that_dies_is_noticed(lab: Lab) -> None:
     with lab.open(cells=["import os\nos._exit(1)"]) as notebook:
-        with pytest.raises(CellFailed, match="kernel of .* died"):
+        with pytest.raises(CellFailed, match=r"kernel of .* died"):
             notebook.run(0)
         notebook.problems.clear()
 
@@ -102,10 +106,12 @@ def test_pictures_hold_the_whole_notebook(lab: Lab) -> None:
         assert int.from_bytes(picture.read_bytes()[20:24]) > 100 * 15  # a PNG's height; text of 13 px in lines of 17
 
 
-@pytest.mark.parametrize(("notebook", "cells"), [(None, []), ("a.ipynb", ["1"])])
-def test_a_notebook_comes_from_a_file_or_from_cells(notebook: str | None, cells: list[str], lab: Lab) -> None:
-    with pytest.raises(ValueError, match="expected either a notebook or cells"), lab.open(notebook, cells=cells):
-        pass
+@pytest.mark.parametrize(
+    "given", [{}, {"notebook": "a.ipynb", "cells": ["1"]}, {"cells": ["1"], "parameters": {"seed": 1}}]
+)
+def test_a_notebook_comes_from_a_file_or_from_cells(given: dict[str, Any], lab: Lab) -> None:
+    with pytest.raises(ValueError, match="expected either a notebook, with parameters or without, or cells"):
+        lab.open(**given).__enter__()
 
 
 def test_an_absent_cell_is_named(lab: Lab) -> None:
