@@ -163,9 +163,10 @@ class Notebook:
         """A picture of a cell, or of the whole notebook, `screenshots/{name}.png`; the window is made high enough."""
         SCREENSHOTS.mkdir(exist_ok=True)
         picture = SCREENSHOTS / f"{name}.png"
-        heights = self.javascript("return panel.content.widgets.map(widget => widget.node.offsetHeight)")
-        needed = sum(heights) if cell is None else heights[cell]
-        self.page.set_viewport_size({"width": WIDTH, "height": max(HEIGHT, int(1.05 * needed) + 150)})
+        for _ in range(2):  # JupyterLab guesses the heights of cells that are out of sight
+            heights = self.javascript("return panel.content.widgets.map(widget => widget.node.offsetHeight)")
+            needed = sum(heights) if cell is None else heights[cell]
+            self.page.set_viewport_size({"width": WIDTH, "height": max(HEIGHT, int(1.02 * needed) + 150)})
         if cell is None:
             self.javascript("panel.node.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
         (self.page if cell is None else self.cell(cell)).screenshot(path=picture)
