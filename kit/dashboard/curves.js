@@ -8,7 +8,6 @@ const HEIGHT = 128, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 20; // pixels
 const COLOURS = 7, STYLES = 4; // as in curves.css
 const JUDGED = 5; // steps that a finding looks back on
 const DENSE = 12; // pixels between syncs, below which only their upper ends are drawn
-const FEW_POINTS = 30; // up to here each has a dot
 
 const node = (tag, className, text) => {
   const made = document.createElement(tag);
@@ -98,6 +97,7 @@ class Panel {
     this.element = node("figure", "kit-panel");
     const head = node("figcaption", "kit-head");
     head.append(node("span", "kit-title", chart.title), node("span", "kit-unit", chart.unit));
+    head.title = `${chart.title}, ${chart.unit}`;
     this.svg = shape("svg", { class: "kit-plot", height: HEIGHT, role: "img" });
     this.legend = node("div", "kit-legend");
     this.element.append(head, this.svg, this.legend, node("p", "kit-reading", chart.reading));
@@ -198,7 +198,8 @@ class Panel {
     }
     const classes = `kit-line ${colour} kit-s${styleOf(line, run)}`;
     shape("path", { class: classes, d: `M${path("y").join("L")}` }, this.svg);
-    const dots = points.length < FEW_POINTS ? points : points.slice(-1);
+    const isSparse = points.length < 3 || points.length < this.view.data.series[run].points.length / 2;
+    const dots = isSparse ? points : points.slice(-1);
     for (const p of dots) shape("circle", { class: `kit-dot ${colour}`, cx: this.toX(p.x), cy: this.toY(p.y), r: 1.8 }, this.svg);
   }
 
@@ -242,7 +243,12 @@ class View {
     const label = node("label", "kit-axis", "x axis ");
     label.append(this.select);
     this.at = node("span", "kit-at");
-    this.bar.append(this.runs, this.at, label);
+    const readings = node("label", "kit-axis", "how to read ");
+    const shown = node("input");
+    Object.assign(shown, { type: "checkbox", checked: true });
+    shown.addEventListener("change", () => this.root.classList.toggle("kit-terse", !shown.checked));
+    readings.append(shown);
+    this.bar.append(this.runs, this.at, readings, label);
     this.grid = node("div", "kit-grid-of-panels");
     this.list = node("details", "kit-findings");
     this.tip = node("div", "kit-tip");

@@ -6,10 +6,10 @@ import ipywidgets as widgets
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
+from kit.dashboard.controls import ControlPanel
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.forks import Feed, Forks
 from kit.dashboard.messages import browser_poll
-from kit.dashboard.controls import ControlPanel
 from kit.dashboard.summary import figure_html, summary_html
 from kit.doctor.finding import printable
 from kit.run import Run
@@ -51,20 +51,33 @@ class Dashboard:
         self._shown: list[tuple[DisplayHandle, ...]] = []
         self._is_over, self._is_closed = run.step == run.config.max_steps, False
         run.listeners.append(self)
-        run.controls.poll = browser_poll()
+        self._answer_browser = browser_poll()
+        run.controls.poll = self._between_steps
 
     def __call__(self, record: Record) -> None:
-        """After each record: let the forks follow, show what is in force; at the end leave the figure."""
-        is_over = record["step"] == self.run.config.max_steps
-        if not is_over:
+        """After each record: let the forks follow, and show what is in force; at the end keep the figure."""
+        is_over = record["step"] == self.run.config.max_steps  # the evaluation after the last step
+        if is_over:
+            self.forks.end()
+        else:
             self.forks.advance()
         self.controls.refresh()
         if is_over:
             self._is_over = True
             self._update()
 
+    def _between_steps(self) -> None:
+        """On the run's thread before each step, and again and again while it is paused."""
+        if self._answer_browser is not None:
+            self._answer_browser()
+        self.forks.make()
+        if self.run.controls.is_paused:
+            self.controls.refresh()
+
     def fork(self, **changes: Any) -> None:
-        """Fork the run where it stands, after the step at hand, with other values for some knobs.
+        """Fork the run before its next step, with other values for some knobs; its curves grow beside the run's.
+
+        What `Run.fork` refuses is told beside the buttons, and in `forks.trouble`.
 
         Raises:
             ValueError: if the run is at its end.

@@ -24,6 +24,7 @@ STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 SEVERITY_COLOURS = {"error": "#C62828", "warning": "#E69F00", "note": "#7F7F7F"}
 COLUMNS = 3
 MANY_SYNCS = 25  # beyond, only their upper ends are drawn
+KEY = "grey lines: syncs of the sampler · dotted lines: changes by hand · shaded: what the doctor found suspicious"
 LONGEST_NAME = 28  # characters beside a mark
 INK, MUTED, FAINT = "#222222", "#666666", "#c8c8c8"
 
@@ -50,6 +51,7 @@ def draw(charts: Sequence[Chart], series: Sequence[Series], axis: str = "step") 
         _marks(ax, chart, series, axis)
         if chart.panel.has_zero:
             ax.set_ylim(0, ax.get_ylim()[1] if ax.dataLim.y1 > 0 else 1)
+    figure.supxlabel(KEY, fontsize=8, color=MUTED)
     if len(series) > 1:
         handles = [Line2D([], [], color=INK, linestyle=_style(number)) for number in range(len(series))]
         named = figure.legend(handles, [""] * len(series), loc="outside upper left", ncols=4, frameon=False)
@@ -61,7 +63,9 @@ def _frame(ax: Axes, chart: Chart, axis: str) -> None:
     reading = textwrap.wrap(chart.panel.reading, 66)
     title = {"loc": "left", "fontsize": 10.5, "fontweight": "bold", "color": INK}
     ax.set_title(chart.panel.title, pad=6 + 10.2 * len(reading), **title)
-    ax.text(0, 1.03, "\n".join(reading), transform=ax.transAxes, va="bottom", fontsize=7.5, color=MUTED, parse_math=False)
+    ax.text(
+        0, 1.03, "\n".join(reading), transform=ax.transAxes, va="bottom", fontsize=7.5, color=MUTED, parse_math=False
+    )
     ax.set_ylabel(chart.panel.unit, fontsize=8, color=MUTED)
     ax.set_xlabel(X_AXES[axis], fontsize=8, color=MUTED)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
@@ -79,7 +83,7 @@ def _curves(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None
             points = one.line(line.metric, axis)
             x, y = [x for x, _ in points], [y for _, y in points]
             colour = COLOURS[(line.colour + (number if len(chart.lines) == 1 else 0)) % len(COLOURS)]
-            few = "o" if len(points) < 30 else ""
+            few = "o" if len(points) < len(one.points) / 2 or len(points) < 3 else ""
             style = {"color": colour, "linestyle": _style(number + line.style), "marker": few, "markersize": 2.6}
             (drawn,) = ax.plot(x, y, linewidth=1.5, **style)
             handles += [drawn] if number == 0 else []

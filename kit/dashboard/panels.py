@@ -100,8 +100,8 @@ PANELS = (
     Panel(
         "Implicit rewards and margin", "nats",
         (("rewards/margins", "margin"), ("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")),
-        "beta * log(pi / pi_ref) of both and their difference: the margin starts at 0 and should grow. Without bound on "
-        "the same pairs, it is overfitting.",
+        "beta * log(pi / pi_ref) of both, and their difference: the margin starts at 0 and should grow. Without bound "
+        "on the same pairs, it is overfitting.",
         ("chosen_displaced",),
     ),
     Panel(
