@@ -43,7 +43,7 @@ def test_every_record_becomes_a_point(begin: Start) -> None:
     logged = run.log.metrics()
     assert dashboard.curves.series[0].line("reward") == [(r["step"], r["reward"]) for r in logged if "reward" in r]
     titles = [chart.panel.title for chart in dashboard.curves.charts()]
-    assert "Log-probabilities of a pair" in titles and "Clipped ratios" not in titles
+    assert "Log-probs of pairs" in titles and "Clipped ratios" not in titles
 
 
 def test_grpo_has_other_panels_than_dpo(begin: Start) -> None:
@@ -52,7 +52,7 @@ def test_grpo_has_other_panels_than_dpo(begin: Start) -> None:
     steps(run, 2)
     titles = [chart.panel.title for chart in dashboard.curves.charts()]
     assert "Clipped ratios" in titles and "Divergence from the reference" in titles
-    assert "Log-probabilities of a pair" not in titles
+    assert "Log-probs of pairs" not in titles
     assert {"kl_coef", "entropy_coef"} < set(dashboard.controls.knobs) and "beta" not in dashboard.controls.knobs
 
 

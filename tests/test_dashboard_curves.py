@@ -57,7 +57,7 @@ def test_a_panel_is_there_if_one_of_its_metrics_is() -> None:
         "Reward": ["reward"],
         "Staleness": ["sync/staleness"],
         "Drift from the sampler": ["offpolicy/kl"],
-        "Log-probabilities of a pair": ["logps/chosen", "logps/rejected"],
+        "Log-probs of pairs": ["logps/chosen", "logps/rejected"],
         "Time of a step": ["time/generate", "time/train"],
     }
 
@@ -157,7 +157,7 @@ def test_names_of_trl_are_drawn_too() -> None:
         {"step": 10, "loss": 0.69, "rewards/margins": 0.1, "logps/chosen": -30.0, "grad_norm": 1.5, "epoch": 0.1}
     )
     titles = [chart.panel.title for chart in curves.charts()]
-    assert titles == ["Log-probabilities of a pair", "Implicit rewards and margin", "Gradient norm", "Loss"]
+    assert titles == ["Log-probs of pairs", "Implicit rewards", "Gradient norm", "Loss"]
 
 
 def test_the_figure_has_the_panels_with_titles_units_readings_and_marks() -> None:
