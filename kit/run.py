@@ -105,9 +105,7 @@ class Run:
         last = min(self.step + count, self.config.max_steps)
         while self.step < last:
             with self._between_steps():
-                if self.controls.is_paused:
-                    self.log.status("paused", self.step)
-                self.controls.wait()
+                self.controls.wait(lambda: self.log.status("paused", self.step))
                 self._take_controls()
             with deferred_interrupt() as interrupted:
                 record = self._recorded_step()

@@ -18,6 +18,10 @@ def anything(settings: Settings) -> None:
     """No settings are refused."""
 
 
+def never() -> None:
+    raise AssertionError("expected a run that does not stand")
+
+
 def eventually(holds: Callable[[], bool]) -> None:
     for _ in range(1000):
         if holds():
@@ -79,12 +83,12 @@ def test_what_is_set_by_hand_wins_over_what_is_recorded_for_the_same_step() -> N
 
 def test_a_paused_run_waits_until_it_is_resumed() -> None:
     controls = Controls(START, anything)
-    controls.wait()  # does not block
+    controls.wait(never)  # does not block
     controls.pause()
-    passed = threading.Event()
-    runner = threading.Thread(target=lambda: (controls.wait(), passed.set()))
+    passed, stood = threading.Event(), threading.Event()
+    runner = threading.Thread(target=lambda: (controls.wait(stood.set), passed.set()))
     runner.start()
-    assert controls.is_paused and not passed.wait(0.2)
+    assert stood.wait(10) and controls.is_paused and not passed.wait(0.2)
     controls.resume()
     assert passed.wait(10) and not controls.is_paused
     runner.join()
@@ -97,7 +101,7 @@ def test_each_step_lets_one_step_through() -> None:
 
     def run() -> None:
         for number in range(5):
-            controls.wait()
+            controls.wait(lambda: None)
             steps.append(number)
 
     runner = threading.Thread(target=run)
@@ -116,7 +120,7 @@ def test_each_step_lets_one_step_through() -> None:
 def test_step_halts_a_run_that_is_going() -> None:
     controls = Controls(START, anything)
     controls.step()
-    controls.wait()
+    controls.wait(never)
     assert controls.is_paused
 
 
@@ -131,8 +135,10 @@ def test_a_paused_run_goes_on_polling_and_a_poll_may_resume_it() -> None:
 
     controls.poll = poll
     controls.pause()
-    controls.wait()  # would never return if nobody polled
+    stood = []
+    controls.wait(lambda: stood.append(len(polls)))  # would never return if nobody polled
     assert polls == [threading.current_thread()] * 3
+    assert stood == [1]  # it is told once
 
 
 def test_settings_from_many_threads_all_arrive() -> None:

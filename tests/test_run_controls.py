@@ -132,12 +132,33 @@ def test_a_pause_holds_the_run_between_two_steps_and_shows_in_its_status(start: 
         if run.controls.is_paused and len([step for step, _ in seen if step == 5]) == 2:
             run.controls.resume()
 
+    def pause(record: dict[str, Any]) -> None:
+        if record["step"] == 4:
+            run.controls.pause()
+
     run.controls.poll = poll
-    run.listeners.append(lambda record: run.controls.pause() if record["step"] == 4 else None)
+    run.listeners.append(pause)
     run.finish()
-    paused = [status for step, status in seen if step == 5]
-    assert len(paused) == 2 and all('"paused"' in status for status in paused)
+    at_pause = [status for step, status in seen if step == 5]
+    assert ['"paused"' in status for status in at_pause] == [False, True]  # it stands after the first look
     assert '"finished"' in (tmp_path / "status.json").read_text()
+
+
+def test_a_pause_that_comes_with_a_poll_shows_in_the_status_too(start: Start, tmp_path: Path) -> None:
+    """As from a browser whose messages are only handled between two steps."""
+    run, states = start(tmp_path), []
+
+    def poll() -> None:
+        if run.step == 3 and not states:
+            run.controls.pause()
+        if run.controls.is_paused:
+            states.append((tmp_path / "status.json").read_text())
+        if len(states) == 3:
+            run.controls.resume()
+
+    run.controls.poll = poll
+    list(run.steps(4))
+    assert ['"paused"' in state for state in states] == [False, True, True]
 
 
 @pytest.mark.parametrize("where", ["pause", "listener"])
