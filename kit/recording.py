@@ -78,7 +78,7 @@ class Recorder:
             "finish_reason": [rollout.finish_reason for _, _, rollout in rows],
             "old_logprob": [sum(rollout.old_logprobs) for _, _, rollout in rows],
             "tokens": [len(rollout.completion_ids) for _, _, rollout in rows],
-            "pieces": [self._decoded(rollout.completion_ids) for _, _, rollout in rows],
+            "pieces": self._decoded([rollout for _, _, rollout in rows]),
             "old_logprobs": [rollout.old_logprobs for _, _, rollout in rows],
             "entropies": [rollout.entropies or None for _, _, rollout in rows],
         }
@@ -111,10 +111,10 @@ class Recorder:
             "ref_logprobs": list(reference),
         }
 
-    def _decoded(self, ids: Sequence[int]) -> list[str]:
-        for token in set(ids) - self._pieces.keys():
+    def _decoded(self, rollouts: Sequence[Rollout]) -> list[list[str]]:
+        for token in set(chain.from_iterable(rollout.completion_ids for rollout in rollouts)) - self._pieces.keys():
             self._pieces[token] = str(self._tokenizer.decode([token]))
-        return [self._pieces[token] for token in ids]
+        return [[self._pieces[token] for token in rollout.completion_ids] for rollout in rollouts]
 
 
 def prompt_text(content: str | Messages) -> str:

@@ -84,10 +84,11 @@ def _token(piece: str, value: float | None, measure: Measure, end: float) -> str
 
 def _facts(completion: Completion, values: Sequence[float] | None, measure: Measure) -> str:
     """The line above a completion."""
-    role, told = role_of(completion), facts_of(completion)
+    (role, why), told = role_of(completion), facts_of(completion)
     told += f" · {measure.title}: not known of it" if values is None else ""
     hue = CHIPS.get(role, GREY)
-    chip = f'<span style="{CHIP} rgba({hue},.9);background:rgba({hue},.18)"><bdi>{escape(role)}</bdi></span>'
+    style = f"{CHIP} rgba({hue},.9);background:rgba({hue},.18)"
+    chip = f'<span style="{style}" title="{escape(why)}"><bdi>{escape(role)}</bdi></span>'
     facts = f'<span style="{MUTED}">#{completion.index} · <bdi>{escape(told)}</bdi></span>'
     return f'<div style="margin-bottom:.2em">{chip}{facts}</div>'
 

@@ -204,8 +204,8 @@ function completion(one, measure, measures, told, silent, ask, model) {
     tokens[at].classList.add("at");
     const numbers = measures.filter(({ name }) => one.numbers[name])
       .map(({ name, title }) => `${title} ${one.numbers[name].told[at]}`);
-    told.replaceChildren(node("b", { text: `#${one.index}, token ${at + 1} of ${one.tokens} ` }),
-      node("bdi", { class: "piece", text: one.pieces[at] }), node("span", { text: ` ${numbers.join(" · ")} · ${one.told}` }));
+    told.replaceChildren(node("b", { text: `Token ${at + 1} of ${one.tokens} ` }),
+      node("bdi", { class: "piece", text: one.pieces[at] }), node("span", { text: ` ${numbers.join(" · ")} · ${one.facts} · ${one.why}` }));
   };
   const area = node("div", { class: "text", tabindex: "0", role: "group", "aria-label": `completion ${one.index}, tokens` },
     [node("bdi", {}, tokens)]);
@@ -222,7 +222,7 @@ function completion(one, measure, measures, told, silent, ask, model) {
     point(Math.min(Math.max((current ?? -1) + by, 0), tokens.length - 1));
   });
   return node("div", { class: `completion ${one.kind}` }, [
-    node("div", { class: "head" }, [node("bdi", { class: "chip", text: one.role }), node("bdi", { class: "muted",
+    node("div", { class: "head" }, [node("bdi", { class: "chip", text: one.role, title: one.why }), node("bdi", { class: "muted",
       text: known ? one.facts : `${one.facts} · ${measure.title}: not known of it` })]),
     area, ...more(one.rest, ask, model)]);
 }

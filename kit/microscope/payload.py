@@ -58,18 +58,21 @@ def group_payload(rollouts: Rollouts, chosen: int, limit: int) -> dict[str, Any]
 
 
 def facts_of(completion: Completion) -> str:
-    """The line above a completion, apart from its role."""
+    """What is known of a completion, apart from its role."""
     facts = [f"reward {'not judged' if completion.reward is None else number(completion.reward)}"]
     if len(completion.rewards) > 1:
         facts += [f"{name} {'–' if v is None else number(v)}" for name, v in completion.rewards.items()]
     facts += [f"age {completion.age}", f"{completion.tokens} tokens"]
     facts += ["cut at max_completion_length"] if completion.finish_reason == "length" else []
-    facts += [completion.reason] if completion.reason else []
     return visible(" · ".join(facts))
 
 
-def role_of(completion: Completion) -> str:
-    return visible(completion.role or "held out")
+def role_of(completion: Completion) -> tuple[str, str]:
+    """What it trained as, in a word or two, and in full."""
+    if not completion.role:
+        return "held out", "held out: of an evaluation"
+    short, full = ((completion.reason or "").partition(":")[0], completion.reason or "")
+    return tuple(visible(f"{completion.role}: {why}" if why else completion.role) for why in (short, full))
 
 
 def _same_prompt(rollouts: Rollouts, chosen: int) -> list[dict[str, Any]]:
@@ -82,8 +85,8 @@ def _same_prompt(rollouts: Rollouts, chosen: int) -> list[dict[str, Any]]:
         {
             "number": line["number"],
             "told": f"step {line['step']}"
-            + ("" if line["reward_mean"] is None else f": mean reward {number(line['reward_mean'])}")
-            + (f" ({excerpt(line['run'], LINE)})" if several else ""),
+            + ("" if line["reward_mean"] is None else f" · reward {number(line['reward_mean'])}")
+            + (f" · {excerpt(line['run'], LINE)}" if several else ""),
         }
         for line in lines
     ]
@@ -103,14 +106,14 @@ def _measure(name: str, measure: Measure, end: float) -> dict[str, Any]:
 def _completion(completion: Completion, ends: Mapping[str, float], limit: int) -> dict[str, Any]:
     pieces, rest = cut(completion.pieces, limit)
     numbers = {name: _numbers(completion, measure, ends[name], len(pieces)) for name, measure in MEASURES.items()}
-    role, facts = role_of(completion), facts_of(completion)
+    (role, why), facts = role_of(completion), facts_of(completion)
     return {
         "index": completion.index,
         "tokens": completion.tokens,
         "kind": role if role in ("chosen", "rejected") else "other",
         "role": role,
         "facts": f"#{completion.index} · {facts}",
-        "told": f"{facts} · {role}",
+        "why": why,
         "pieces": [visible(piece) for piece in pieces],
         "numbers": numbers,
         "rest": rest,
