@@ -83,9 +83,7 @@ class Recorder:
             "entropies": [rollout.entropies or None for _, _, rollout in rows],
         }
 
-    def rollouts(
-        self, batch: Batch, examples: Sequence[Example], before: Sequence[Logprobs]
-    ) -> dict[str, list[Any]]:
+    def rollouts(self, batch: Batch, examples: Sequence[Example], before: Sequence[Logprobs]) -> dict[str, list[Any]]:
         """Of a training step.
 
         Args:
@@ -202,7 +200,7 @@ def as_table(columns: Mapping[str, Sequence[Any]]) -> "pa.Table":
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """A parquet file of `as_table(columns)`: texts once each, in a dictionary; numbers, which hardly repeat, as they are."""
+    """A parquet file of `as_table(columns)`: each text once, in a dictionary; numbers hardly repeat."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -72,7 +72,9 @@ def _completion(completion: Completion, measure: Measure, end: float, limit: int
     tokens = "".join(
         _token(piece, value, measure, end) for piece, value in zip_longest(pieces, (values or ())[: len(pieces)])
     )
-    return f'<div style="{BOX}">{_facts(completion, values, measure)}<bdi style="{TEXT}">{tokens}</bdi>{_more(rest)}</div>'
+    return (
+        f'<div style="{BOX}">{_facts(completion, values, measure)}<bdi style="{TEXT}">{tokens}</bdi>{_more(rest)}</div>'
+    )
 
 
 def _token(piece: str, value: float | None, measure: Measure, end: float) -> str:
