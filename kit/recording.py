@@ -206,4 +206,5 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
     table = as_table(columns)
     texts = [field.name for field in table.schema if field.type == pa.string()]
-    pq.write_table(table, path, compression="zstd", use_dictionary=[*texts, *REPETITIVE], write_statistics=False)
+    names: Any = [*texts, *REPETITIVE]  # or a bool, as which alone pyarrow declares it
+    pq.write_table(table, path, compression="zstd", use_dictionary=names, write_statistics=False)

@@ -73,8 +73,11 @@ class Skeleton(HTMLParser):
     def handle_decl(self, decl: str) -> None:
         raise AssertionError(f"a declaration: {decl}")
 
-    unknown_decl = handle_decl
-    handle_pi = handle_decl
+    def unknown_decl(self, data: str) -> None:
+        raise AssertionError(f"a declaration: {data}")
+
+    def handle_pi(self, data: str) -> None:
+        raise AssertionError(f"an instruction: {data}")
 
 
 def completion(**changes: Any) -> Completion:

@@ -11,9 +11,8 @@ from itertools import zip_longest
 from kit.microscope.group import Completion, Group
 from kit.microscope.measures import MEASURES, Measure, number
 from kit.microscope.payload import facts_of, role_of
-from kit.microscope.text import cut, visible
+from kit.microscope.text import LIMIT, cut, visible
 
-LIMIT = 2000  # characters of a prompt or a completion that are shown unless told otherwise
 MUTED = "opacity:.72;font-size:.92em"
 BOX = "border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.45em .7em;margin:.4em 0"
 TEXT = (

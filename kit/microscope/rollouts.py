@@ -1,5 +1,8 @@
 """The completions of run directories: a few small columns of all of them, the tokens of those that are shown."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
