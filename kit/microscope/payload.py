@@ -71,8 +71,10 @@ def role_of(completion: Completion) -> tuple[str, str]:
     """What it trained as, in a word or two, and in full."""
     if not completion.role:
         return "held out", "held out: of an evaluation"
-    short, full = ((completion.reason or "").partition(":")[0], completion.reason or "")
-    return tuple(visible(f"{completion.role}: {why}" if why else completion.role) for why in (short, full))
+    if not completion.reason:
+        return visible(completion.role), visible(completion.role)
+    short, _, _ = completion.reason.partition(":")
+    return visible(f"{completion.role}: {short}"), visible(f"{completion.role}: {completion.reason}")
 
 
 def _same_prompt(rollouts: Rollouts, chosen: int) -> list[dict[str, Any]]:
