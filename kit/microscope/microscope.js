@@ -22,7 +22,13 @@ const options = (pairs) => pairs.map(([value, text]) => node("option", { value, 
 
 function render({ model, el }) {
   let timer = null;
-  const root = node("div", { class: "kit-microscope" });
+  // JupyterLab's own keys are not for what is in here; it also keeps Enter from ending an input.
+  const root = node("div", { class: "kit-microscope", "data-lm-suppress-shortcuts": "true" });
+  root.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.target.tagName !== "INPUT") return;
+    event.preventDefault();
+    event.target.dispatchEvent(new Event("change"));
+  });
   const status = node("div", { class: "status", role: "status", "aria-live": "polite" });
   const list = node("ul", { class: "list", role: "listbox", tabindex: "0", "aria-label": "groups of completions" });
   const pager = node("div", { class: "pager" });
