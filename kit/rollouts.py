@@ -63,6 +63,7 @@ def group_metrics(groups: Sequence[Group], selected: Sequence[Sequence[Example]]
         "examples": sum(len(examples) for examples in selected),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/clipped_ratio": statistics.fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        "num_completions": len(rollouts),
         "num_tokens": sum(lengths),
         "sampler/entropy": mean_entropy(rollouts),
     }

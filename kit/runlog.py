@@ -65,6 +65,7 @@ METRICS = {
     "examples/too_old": "examples dropped because the sampler lagged more than max_age updates",
     "reuse_epoch": "earlier optimizer steps on this batch of completions",
     "examples": "pairs, completions or groups trained on",
+    "num_completions": "completions generated in this step; 0 where a batch is used again",
     "num_tokens": "completion tokens generated in this step; 0 where a batch is used again",
     "sync/version": "updates in the weights that generated this step's completions",
     "sync/staleness": "updates that the sampler lags behind the policy; 0 = on-policy",
@@ -153,7 +154,7 @@ class RunLog:
         """Append a step's record."""
         self._append("metrics.jsonl", record)
 
-    def event(self, name: str, /, **details: str | int | float) -> None:
+    def event(self, name: str, /, **details: Any) -> None:
         self._append("events.jsonl", {"event": name, "time": time.time(), **details})
 
     def receipt(self, receipt: Mapping[str, Any]) -> None:
