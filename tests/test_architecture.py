@@ -20,7 +20,7 @@ LAYERS = {
     2: "tasks models samplers reference learner gap combinations interrupt runlog checkpoint doctor export memory "
     "timing settings controls fork",
     3: "run training evaluate workload head_to_head study distributed",
-    4: "plots dashboard exercises cli",
+    4: "plots gap_plots compare trackers trl_callback dashboard exercises cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300

@@ -11,7 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from kit.gap import PARTS
-from kit.plots import REGIME_COLOURS, Curve, colour, gap_table, headline_table, plot_gap, plot_metric, regime
+from kit.gap_plots import gap_table, plot_gap
+from kit.plots import REGIME_COLOURS, Curve, colour, headline_table, plot_metric, regime
 
 
 def records(*accuracies: float) -> list[dict[str, float]]:
