@@ -1,8 +1,9 @@
-"""The command line: `python -m kit.cli demo`, `... execute NOTEBOOK OUTPUT -p NAME VALUE`, `... study FOLDER`,
-`... doctor RUN_DIR`, `... doctor --model FOLDER`.
+"""The command line: `kit demo`, `kit execute NOTEBOOK OUTPUT -p NAME VALUE`, `kit study FOLDER`, `kit doctor RUN_DIR`,
+`kit doctor --model FOLDER`, `kit compare RUN_DIR...`. Where the kit is not installed, `python -m kit.cli` is the same.
 """
 
 import argparse
+import shlex
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ from kit.config import Lora
 from kit.doctor import check_parts, examine_run, model_parts
 from kit.doctor.before import read_prompts
 from kit.doctor.finding import printable
+from kit.progress import X_AXES
 from kit.study import ParameterError, execute_notebook, parse_value, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,8 +50,27 @@ def diagnose(chosen: argparse.Namespace) -> int:
     return int(any(finding.severity == "error" for finding in findings))
 
 
+def compare_runs(chosen: argparse.Namespace) -> int:
+    """Print the table of a comparison, or write its page; 2 if there was nothing to compare or nowhere to write it."""
+    from kit.compare import compare  # 1 s to import
+
+    try:
+        comparison = compare(chosen.run_dirs, x=chosen.x, metrics=chosen.metric)
+        if chosen.out is None:
+            print(comparison)
+            return 0
+        shown = "".join(f" --metric {shlex.quote(name)}" for name in chosen.metric)
+        runs = " ".join(shlex.quote(str(path)) for path in chosen.run_dirs)
+        comparison.save(chosen.out, f"kit compare {runs} --x {chosen.x}{shown} --out {shlex.quote(str(chosen.out))}")
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    print(f"comparison: {printable(str(chosen.out))}")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kit.cli", description=__doc__)
+    parser = argparse.ArgumentParser(prog="kit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="execute notebooks/00_tour.ipynb and print its headline table")
     execute = commands.add_parser("execute", help="execute a notebook; unknown or mistyped parameters are refused")
@@ -69,7 +90,14 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--model", type=Path, help="a model's folder; its weights are not read")
     doctor.add_argument("--prompts", type=Path, help="with --model: JSON lines with a column `prompt`")
     doctor.add_argument("--lora", nargs="+", metavar="LAYER", help="with --model: the layers that get adapters")
+    beside = commands.add_parser("compare", help="runs beside each other, as a table here or as a web page in a file")
+    beside.add_argument("run_dirs", nargs="+", type=Path, metavar="run_dir", help="of runs that are finished or not")
+    beside.add_argument("--out", type=Path, metavar="REPORT.html", help="write one HTML file that needs nothing else")
+    beside.add_argument("--x", choices=X_AXES, default="step", help="what the curves are drawn against")
+    beside.add_argument("--metric", nargs="+", default=[], metavar="NAME", help="what is drawn; default: what all have")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "compare":
+        return compare_runs(chosen)
     if chosen.command == "doctor":
         if chosen.run_dir is not None and (chosen.prompts or chosen.lora):
             parser.error("--prompts and --lora go with --model")

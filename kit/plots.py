@@ -30,6 +30,12 @@ LABELS = {
     "eval/entropy": "entropy (nats per token, fresh samples)",
     "eval/mean_length": "completion length (tokens)",
     "reward": "reward of the sampler's completions",
+    "entropy": "entropy on what was trained on (nats per token)",
+    "completions/mean_length": "length of the sampler's completions (tokens)",
+    "frac_reward_zero_std": "groups without a signal (fraction)",
+    "sync/staleness": "staleness of the sampler (updates)",
+    "offpolicy/kl": "KL(policy || sampler) (nats per token)",
+    "grad_norm": "gradient norm",
     "kl": "KL(policy || reference) (nats per token)",
 }
 
@@ -99,7 +105,8 @@ class Curve:
         by_step: dict[int, list[tuple[float, Mapping[str, Any]]]] = {}
         for records in self.runs:
             if x not in axes_of(records):
-                raise ValueError(f"expected one of {list(X_AXES)} that {self.label} has logged, came {x!r}")
+                there = ", ".join(axes_of(records))
+                raise ValueError(f"expected an x axis that {self.label} has logged ({there}), came {x!r}")
             progress = Progress()
             for position, record in [(progress.push(record)[x], record) for record in records]:
                 if metric in record:
