@@ -54,13 +54,16 @@ def compare_runs(chosen: argparse.Namespace) -> int:
     """Print the table of a comparison, or write its page; 2 if there was nothing to compare or nowhere to write it."""
     from kit.compare import compare  # 1 s to import
 
+    run_dirs = [path for path in chosen.run_dirs if not path.is_file()]  # runs/* names files too
+    if left_out := [printable(str(path)) for path in chosen.run_dirs if path.is_file()]:
+        print(f"left out, because it is a file: {', '.join(left_out)}", file=sys.stderr)
     try:
-        comparison = compare(chosen.run_dirs, x=chosen.x, metrics=chosen.metric)
+        comparison = compare(run_dirs, x=chosen.x, metrics=chosen.metric)
         if chosen.out is None:
             print(comparison)
             return 0
         shown = "".join(f" --metric {shlex.quote(name)}" for name in chosen.metric)
-        runs = " ".join(shlex.quote(str(path)) for path in chosen.run_dirs)
+        runs = " ".join(shlex.quote(str(path)) for path in run_dirs)
         comparison.save(chosen.out, f"kit compare {runs} --x {chosen.x}{shown} --out {shlex.quote(str(chosen.out))}")
     except (OSError, RuntimeError, ValueError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -94,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     beside.add_argument("run_dirs", nargs="+", type=Path, metavar="run_dir", help="of runs that are finished or not")
     beside.add_argument("--out", type=Path, metavar="REPORT.html", help="write one HTML file that needs nothing else")
     beside.add_argument("--x", choices=X_AXES, default="step", help="what the curves are drawn against")
-    beside.add_argument("--metric", nargs="+", default=[], metavar="NAME", help="what is drawn; default: what all have")
+    beside.add_argument(
+        "--metric", nargs="+", action="extend", default=[], metavar="NAME", help="what is drawn; default: what all have"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.command == "compare":
         return compare_runs(chosen)

@@ -23,7 +23,7 @@ STYLE = {
     "text.parse_math": False,
 }  # fmt: skip
 DASHES = {"-": "", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}
-LIGHT_ENOUGH = 0.66  # lightness of a line on a dark page
+LIGHT_ENOUGH, GLARING = 0.66, 0.75  # on a dark page: lightness of a line at least, saturation of a lighter one at most
 
 
 def shade_of(curve: Curve) -> str:
@@ -45,7 +45,9 @@ def variables(curves: Sequence[Curve]) -> tuple[str, str]:
 
 def _on_dark(shade: str) -> str:
     hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(shade))
-    return to_hex(colorsys.hls_to_rgb(hue, max(lightness, LIGHT_ENOUGH), saturation))
+    if lightness >= LIGHT_ENOUGH:
+        return shade
+    return to_hex(colorsys.hls_to_rgb(hue, LIGHT_ENOUGH, min(saturation, GLARING)))
 
 
 def panel_svg(curves: Sequence[Curve], metric: str, x: str) -> str:
@@ -59,6 +61,7 @@ def panel_svg(curves: Sequence[Curve], metric: str, x: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)  # the page has a style
     used = set(re.findall(r"#([\w.-]+)", svg))  # the other ids would be the same in every panel
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     colours = {INK: "var(--ink)", AXIS: "var(--axis)"}
