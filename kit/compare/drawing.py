@@ -34,7 +34,7 @@ def variables(curves: Sequence[Curve]) -> tuple[str, str]:
     """CSS declarations of the curves' colours, on a light and on a dark page.
 
     >>> variables([Curve("dpo", 1, ())])
-    ('--line-1f3b73: #1f3b73;', '--line-1f3b73: #8aa5dd;')
+    ('--line-1f3b73: #1f3b73;', '--line-1f3b73: #7698da;')
     """
     shades = list(dict.fromkeys(map(shade_of, curves)))
     names = [f"--line-{shade[1:]}" for shade in shades]
