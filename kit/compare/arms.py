@@ -190,9 +190,10 @@ def _name(names: Names) -> str:
     >>> _name(("task", "Arithmetic + Chat", "Chat", "Portion", "prompts_per_step"))
     'Chat prompts_per_step'
     """
-    if names[0] == "task" and len(names) > 1:
-        return printable(" ".join(dict.fromkeys(n for n in names[1:] if n not in ("task", "Portion") and "+" not in n)))
-    return {"sync": "s", "ref_sync": "reference s"}.get(names[0], printable(names[-1]))
+    first, *inner = names
+    if first == "task" and inner:
+        return printable(" ".join(dict.fromkeys(n for n in inner if n not in ("task", "Portion") and "+" not in n)))
+    return {"sync": "s", "ref_sync": "reference s"}.get(first, printable([first, *inner][-1]))
 
 
 def _label(run: SavedRun, own: Mapping[Names, str], differing: Sequence[Names], repeat: int) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 from io import StringIO
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.colors import to_hex, to_rgb
@@ -15,7 +16,7 @@ from kit.plots import LINE_STYLES, Curve, colour
 from kit.statistics import Interval
 
 INK, AXIS = "#1b1f24", "#8a939d"  # of matplotlib's text and axes; on the page they are --ink and --axis
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "kit",  # the same drawing gives the same bytes
     "font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK,

@@ -124,8 +124,8 @@ def figure_of(arms: Sequence[Arm], metrics: Sequence[str], x: str) -> Figure:
         ax.yaxis.label.set_parse_math(False)
     for ax in list(axes)[len(metrics) :]:
         ax.set_axis_off()
-    lines = {line.get_label(): line for ax in figure.axes for line in ax.get_lines()}
-    legend = figure.legend(lines.values(), lines.keys(), loc="outside lower left", frameon=False, fontsize=9)
+    lines = {str(line.get_label()): line for ax in figure.axes for line in ax.get_lines()}
+    legend = figure.legend(lines.values(), lines, loc="outside lower left", frameon=False, fontsize=9)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a dollar sign in a label is a dollar sign
+        pass  # a dollar sign in a label is a dollar sign
     return figure
