@@ -127,5 +127,5 @@ def figure_of(arms: Sequence[Arm], metrics: Sequence[str], x: str) -> Figure:
     lines = {str(line.get_label()): line for ax in figure.axes for line in ax.get_lines()}
     legend = figure.legend(lines.values(), lines, loc="outside lower left", frameon=False, fontsize=9)
     for text in legend.get_texts():
-        pass  # a dollar sign in a label is a dollar sign
+        text.set_parse_math(False)  # a dollar sign in a label is a dollar sign
     return figure
