@@ -2,5 +2,6 @@
 
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.dashboard import Dashboard
+from kit.dashboard.output import Output
 
-__all__ = ["Dashboard", "LiveCurves"]
+__all__ = ["Dashboard", "LiveCurves", "Output"]

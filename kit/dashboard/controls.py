@@ -75,7 +75,7 @@ class ControlPanel:
         except ValueError as error:
             self._say("no fork", str(error))
         else:
-            self._say("forks after the step at hand")
+            self._say("forks before the next step")
 
     def _say(self, text: str, trouble: str = "") -> None:
         shown = f"<b>{escape(text)}</b>"

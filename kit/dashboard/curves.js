@@ -7,7 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 128, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 20; // pixels
 const COLOURS = 7, STYLES = 4; // as in curves.css
 const JUDGED = 5; // steps that a finding looks back on
-const MANY_SYNCS = 40, FEW_POINTS = 30;
+const DENSE = 12; // pixels between syncs, below which only their upper ends are drawn
 
 const node = (tag, className, text) => {
   const made = document.createElement(tag);
@@ -97,6 +97,7 @@ class Panel {
     this.element = node("figure", "kit-panel");
     const head = node("figcaption", "kit-head");
     head.append(node("span", "kit-title", chart.title), node("span", "kit-unit", chart.unit));
+    head.title = `${chart.title}, ${chart.unit}`;
     this.svg = shape("svg", { class: "kit-plot", height: HEIGHT, role: "img" });
     this.legend = node("div", "kit-legend");
     this.element.append(head, this.svg, this.legend, node("p", "kit-reading", chart.reading));
@@ -104,11 +105,14 @@ class Panel {
     this.svg.addEventListener("pointerleave", () => view.point(null));
   }
 
+  // The place of the record nearest to the mouse.
   xAt(event) {
     const box = this.svg.getBoundingClientRect();
     const share = (event.clientX - box.left - LEFT) / Math.max(1, box.width - LEFT - RIGHT);
     const [first, last] = this.view.domain();
-    return first + Math.min(1, Math.max(0, share)) * (last - first);
+    const x = first + share * (last - first);
+    const places = this.view.data.series.flatMap((one) => one.points.map((point) => point.x[this.view.axis]));
+    return places.reduce((best, place) => (Math.abs(place - x) < Math.abs(best - x) ? place : best), places[0]);
   }
 
   draw() {
@@ -144,8 +148,9 @@ class Panel {
   }
 
   syncs(places) {
-    const foot = places.length > MANY_SYNCS ? TOP + 6 : HEIGHT - BOTTOM;
-    for (const x of places.map(this.toX)) shape("line", { class: "kit-sync", x1: x, x2: x, y1: TOP, y2: foot }, this.svg);
+    const at = places.map(this.toX), spacing = at.length > 1 ? (at.at(-1) - at[0]) / (at.length - 1) : Infinity;
+    const foot = spacing < DENSE ? TOP + 6 : HEIGHT - BOTTOM;
+    for (const x of at) shape("line", { class: "kit-sync", x1: x, x2: x, y1: TOP, y2: foot }, this.svg);
   }
 
   marks(series, width) {
@@ -193,7 +198,8 @@ class Panel {
     }
     const classes = `kit-line ${colour} kit-s${styleOf(line, run)}`;
     shape("path", { class: classes, d: `M${path("y").join("L")}` }, this.svg);
-    const dots = points.length < FEW_POINTS ? points : points.slice(-1);
+    const isSparse = points.length < 3 || points.length < this.view.data.series[run].points.length / 2;
+    const dots = isSparse ? points : points.slice(-1);
     for (const p of dots) shape("circle", { class: `kit-dot ${colour}`, cx: this.toX(p.x), cy: this.toY(p.y), r: 1.8 }, this.svg);
   }
 
@@ -237,7 +243,12 @@ class View {
     const label = node("label", "kit-axis", "x axis ");
     label.append(this.select);
     this.at = node("span", "kit-at");
-    this.bar.append(this.runs, this.at, label);
+    const readings = node("label", "kit-axis", "how to read ");
+    const shown = node("input");
+    Object.assign(shown, { type: "checkbox", checked: true });
+    shown.addEventListener("change", () => this.root.classList.toggle("kit-terse", !shown.checked));
+    readings.append(shown);
+    this.bar.append(this.runs, this.at, readings, label);
     this.grid = node("div", "kit-grid-of-panels");
     this.list = node("details", "kit-findings");
     this.tip = node("div", "kit-tip");
@@ -301,7 +312,7 @@ class View {
 
   point(x) {
     this.cursor = x;
-    this.at.textContent = x === null ? "" : `at ${written(x)}`;
+    this.at.textContent = x === null ? "" : `at ${Math.round(x)}`;
     for (const panel of this.panels) panel.point();
   }
 

@@ -1,4 +1,4 @@
-"""Curves that grow in the browser while records come in; the drawing is in `curves.js`, Python sends only new numbers."""
+"""Curves that grow in the browser while records come in: `curves.js` draws, and Python sends it the new numbers."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from kit.dashboard.figure import draw
 from kit.dashboard.panels import Chart, charts
-from kit.dashboard.series import Mark, Point, Series
+from kit.dashboard.series import Mark, Series
 from kit.doctor.finding import printable
 from kit.progress import X_AXES
 
@@ -74,13 +74,16 @@ class LiveCurves(anywidget.AnyWidget):
             point = self.series[run].push(record)
             marks = self.series[run].mark(events)
             if point.values.keys() <= self._metrics:
-                self._tell({"kind": "point", "run": run, "index": len(self.series[run].points) - 1,
-                            "point": _point(point), "marks": [vars(mark) | {"rule": mark.rule} for mark in marks]})  # fmt: skip
+                place = {"run": run, "index": len(self.series[run].points) - 1}
+                new = {"point": point.as_json(), "marks": [mark.as_json() for mark in marks]}
+                self._tell({"kind": "point"} | place | new)
             else:
                 self._metrics |= point.values.keys()
                 self._tell_everything()
 
-    def extend(self, records: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]], *, run: int = 0) -> None:
+    def extend(
+        self, records: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]], *, run: int = 0
+    ) -> None:
         """Add many records at once, as those of a run that goes on."""
         with self._lock:
             for record in records:
@@ -117,17 +120,10 @@ class LiveCurves(anywidget.AnyWidget):
             self.when_seen()
 
     def _tell_everything(self) -> None:
-        series = [
-            {"label": one.label, "start": one.start, "points": [_point(point) for point in one.points],
-             "marks": [vars(mark) | {"rule": mark.rule} for mark in one.marks]}
-            for one in self.series
-        ] if self.is_seen else []  # fmt: skip
-        self._tell({"kind": "all", "axes": X_AXES, "charts": [c.as_json() for c in self.charts()], "series": series})
+        if self.is_seen:
+            parts = {"charts": [chart.as_json() for chart in self.charts()], "axes": X_AXES}
+            self._tell({"kind": "all", "series": [one.as_json() for one in self.series]} | parts)
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self.is_seen:  # before that nobody listens
             self.send(message)
-
-
-def _point(point: Point) -> dict[str, Any]:
-    return {"x": dict(point.x), "values": dict(point.values)}

@@ -3,19 +3,16 @@
 from typing import Any
 
 import ipywidgets as widgets
-from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
+from kit.dashboard.controls import ControlPanel
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.forks import Feed, Forks
 from kit.dashboard.messages import browser_poll
-from kit.dashboard.controls import ControlPanel
-from kit.dashboard.summary import figure_html, summary_html
-from kit.doctor.finding import printable
+from kit.dashboard.output import Output
+from kit.dashboard.summary import summary_html
 from kit.run import Run
 from kit.training import Record
-
-VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Dashboard:
@@ -47,24 +44,36 @@ class Dashboard:
         self.forks = Forks(run, self.curves)
         self.controls = ControlPanel(run, self.forks)
         self.widget = widgets.VBox([self.controls.widget, self.curves])
-        self.curves.when_seen = self._seen
-        self._shown: list[tuple[DisplayHandle, ...]] = []
-        self._is_over, self._is_closed = run.step == run.config.max_steps, False
+        self._output = Output(self.curves, self._caption, self.widget)
+        if run.step == run.config.max_steps:
+            self._output.end()
         run.listeners.append(self)
-        run.controls.poll = browser_poll()
+        self._answer_browser = browser_poll()
+        run.controls.poll = self._between_steps
 
     def __call__(self, record: Record) -> None:
-        """After each record: let the forks follow, show what is in force; at the end leave the figure."""
-        is_over = record["step"] == self.run.config.max_steps
-        if not is_over:
+        """After each record: let the forks follow, and show what is in force; at the end keep the figure."""
+        is_over = record["step"] == self.run.config.max_steps  # the evaluation after the last step
+        if is_over:
+            self.forks.end()
+        else:
             self.forks.advance()
         self.controls.refresh()
         if is_over:
-            self._is_over = True
-            self._update()
+            self._output.end()
+
+    def _between_steps(self) -> None:
+        """On the run's thread before each step, and again and again while it is paused."""
+        if self._answer_browser is not None:
+            self._answer_browser()
+        self.forks.make()
+        if self.run.controls.is_paused:
+            self.controls.refresh()
 
     def fork(self, **changes: Any) -> None:
-        """Fork the run where it stands, after the step at hand, with other values for some knobs.
+        """Fork the run before its next step, with other values for some knobs; its curves grow beside the run's.
+
+        What `Run.fork` refuses is told beside the buttons, and in `forks.trouble`.
 
         Raises:
             ValueError: if the run is at its end.
@@ -82,36 +91,12 @@ class Dashboard:
     def close(self) -> None:
         """Replace the live view by the figure and the tables, so that the file reads well without a kernel.
 
-        The end of a run does this by itself where no browser has shown the curves; a loop that was left early does not.
+        The end of a run does this by itself where no page has shown the curves; a loop that was left early does not.
         """
-        self._is_closed = True
-        self._update()
+        self._output.close()
 
     def _ipython_display_(self) -> None:
-        pair = (display(bundle, raw=True, display_id=True) for bundle in self._bundles())
-        self._shown.append(tuple(handle for handle in pair if handle is not None))
+        self._output.show()
 
-    def _seen(self) -> None:
-        if self._is_over:  # a page that asked while the last steps were made
-            self._update()
-
-    def _update(self) -> None:
-        """Every output of this dashboard, as things stand now."""
-        if self._shown:
-            bundles = self._bundles()
-            for handles in self._shown:
-                for handle, bundle in zip(handles, bundles, strict=True):
-                    handle.update(bundle, raw=True)
-
-    def _bundles(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What is shown: the live view, and below it what a file keeps. Without a view the latter moves up."""
-        state = f"{self.run.step} of {self.run.config.max_steps} steps of {printable(str(self.run.log.path))}"
-        nothing: dict[str, Any] = {"text/html": "", "text/plain": ""}
-        live = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}, "text/plain": state}
-        if not self._is_over and not self._is_closed:
-            return live, nothing
-        kept = {"text/html": figure_html(self.figure()) + self.table(), "text/plain": state}
-        if self._is_closed or not self.curves.is_seen:
-            return kept, nothing
-        folded = f"<details><summary>figure and tables, as kept in this file</summary>{kept['text/html']}</details>"
-        return live, {"text/html": folded, "text/plain": state}
+    def _caption(self) -> str:
+        return f"{self.run.step} of {self.run.config.max_steps} steps of {self.run.log.path}"

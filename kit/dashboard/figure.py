@@ -23,7 +23,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#7
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 SEVERITY_COLOURS = {"error": "#C62828", "warning": "#E69F00", "note": "#7F7F7F"}
 COLUMNS = 3
-MANY_SYNCS = 40  # beyond, only their upper ends are drawn
+MANY_SYNCS = 25  # beyond, only their upper ends are drawn
+KEY = "grey lines: syncs of the sampler · dotted lines: changes by hand · shaded: what the doctor found suspicious"
+LONGEST_NAME = 28  # characters beside a mark
 INK, MUTED, FAINT = "#222222", "#666666", "#c8c8c8"
 
 
@@ -48,7 +50,8 @@ def draw(charts: Sequence[Chart], series: Sequence[Series], axis: str = "step") 
         (_stack if chart.panel.is_stacked else _curves)(ax, chart, series, axis)
         _marks(ax, chart, series, axis)
         if chart.panel.has_zero:
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, ax.get_ylim()[1] if ax.dataLim.y1 > 0 else 1)
+    figure.supxlabel(KEY, fontsize=8, color=MUTED)
     if len(series) > 1:
         handles = [Line2D([], [], color=INK, linestyle=_style(number)) for number in range(len(series))]
         named = figure.legend(handles, [""] * len(series), loc="outside upper left", ncols=4, frameon=False)
@@ -57,12 +60,15 @@ def draw(charts: Sequence[Chart], series: Sequence[Series], axis: str = "step") 
 
 
 def _frame(ax: Axes, chart: Chart, axis: str) -> None:
-    reading = textwrap.wrap(chart.panel.reading, 76)
+    reading = textwrap.wrap(chart.panel.reading, 66)
     title = {"loc": "left", "fontsize": 10.5, "fontweight": "bold", "color": INK}
     ax.set_title(chart.panel.title, pad=6 + 10.2 * len(reading), **title)
-    ax.text(0, 1.03, "\n".join(reading), transform=ax.transAxes, va="bottom", fontsize=7.5, color=MUTED)
+    ax.text(
+        0, 1.03, "\n".join(reading), transform=ax.transAxes, va="bottom", fontsize=7.5, color=MUTED, parse_math=False
+    )
     ax.set_ylabel(chart.panel.unit, fontsize=8, color=MUTED)
     ax.set_xlabel(X_AXES[axis], fontsize=8, color=MUTED)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     ax.tick_params(labelsize=7.5, colors=MUTED, length=2.5)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(FAINT)
@@ -77,7 +83,7 @@ def _curves(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None
             points = one.line(line.metric, axis)
             x, y = [x for x, _ in points], [y for _, y in points]
             colour = COLOURS[(line.colour + (number if len(chart.lines) == 1 else 0)) % len(COLOURS)]
-            few = "o" if len(points) < 30 else ""
+            few = "o" if len(points) < len(one.points) / 2 or len(points) < 3 else ""
             style = {"color": colour, "linestyle": _style(number + line.style), "marker": few, "markersize": 2.6}
             (drawn,) = ax.plot(x, y, linewidth=1.5, **style)
             handles += [drawn] if number == 0 else []
@@ -103,8 +109,8 @@ def _stack(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None:
 
 def _legend(ax: Axes, chart: Chart, handles: list) -> None:
     if len(chart.lines) > 1 or chart.lines[0].metric.startswith("task/"):
-        columns = {"ncols": 2, "columnspacing": 1.0, "handlelength": 1.6, "labelspacing": 0.25}
-        legend = ax.legend(handles, [""] * len(handles), loc="best", frameon=False, **columns)
+        style = {"handlelength": 1.6, "labelspacing": 0.25, "framealpha": 0.7, "edgecolor": "none"}
+        legend = ax.legend(handles, [""] * len(handles), loc="best", **style)
         _name(legend, [line.label for line in chart.lines])
 
 
@@ -130,10 +136,10 @@ def _marks(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None:
                 start = one.place(max(0, mark.step - JUDGED + 1), axis)
                 ax.axvspan(start, x, color=colour, alpha=0.16, linewidth=0, gid="finding")
                 ax.axvline(x, color=colour, linewidth=1, gid="finding edge")
-                text = f"{mark.name}, step {mark.step}"
-                place = {"xytext": (3, -2), "textcoords": "offset points", "va": "top", "rotation": 90}
-                ax.annotate(text, (x, 1), xycoords=("data", "axes fraction"), fontsize=6.5, color=colour, **place,
-                            parse_math=False)  # fmt: skip
+                text = f"{mark.name[:LONGEST_NAME]}, step {mark.step}"
+                place = {"xytext": (2, -2), "textcoords": "offset points", "va": "top", "rotation": 90}
+                place |= {"xycoords": ("data", "axes fraction"), "in_layout": False, "parse_math": False}
+                ax.annotate(text, (x, 1), fontsize=6.5, color=colour, **place)
 
 
 def _style(number: int) -> str | tuple:

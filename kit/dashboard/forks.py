@@ -49,7 +49,7 @@ class Forks:
         self.trouble = ""
 
     def ask(self, changes: Mapping[str, Any]) -> None:
-        """Have a fork made after the step at hand; from any thread.
+        """Have a fork made before the next step; from any thread.
 
         Raises:
             ValueError: if the run is at its end.
@@ -60,7 +60,7 @@ class Forks:
         self._asked.append(dict(changes))
 
     def advance(self) -> None:
-        """One step of each living fork, then make those that were asked for. On the run's thread, between two steps."""
+        """One step of each living fork. On the run's thread, between two steps, as `make`."""
         for label, steps in list(self._living.items()):
             try:
                 if next(steps, None) is None:
@@ -68,8 +68,17 @@ class Forks:
             except REFUSALS as error:
                 del self._living[label]
                 self.trouble = f"{label} stopped: {error}"
+
+    def make(self) -> None:
+        """The forks that were asked for, if the run can be forked where it stands."""
         while self._asked and not self._run.training.is_mid_batch:  # a fork starts from a checkpoint, which holds none
             self._make(self._asked.pop(0))
+
+    def end(self) -> None:
+        """The run is at its end: what was asked too late is told."""
+        if self._asked:
+            self.trouble = f"no fork with {in_words(self._asked.pop())}: the run ended before"
+            self._asked.clear()
 
     def _make(self, changes: Mapping[str, Any]) -> None:
         step = self._run.step

@@ -42,6 +42,7 @@ class Knob:
         label.add_class("kit-caption")
         self.row = widgets.HBox([label, self.control, self.state])
         self.row.add_class("kit-knob")
+        self._refused: tuple[Any, str] | None = None  # the value, and why
         self.refresh()
         self.control.observe(self._turned, "value")
 
@@ -49,6 +50,8 @@ class Knob:
         """Show what the run has now, whoever set it."""
         force, pending = self._controls[self.name], self._controls.pending()
         wanted = pending.get(self.name, force)
+        if self._refused and self._refused[0] == self.control.value:
+            return self._say(f'<span class="kit-refused">refused: {_html(self._refused[1])}</span>')
         if as_value(self.name, self.control.value) != wanted:
             _admit(self.control, as_shown(self.name, wanted))
             self.control.value = as_shown(self.name, wanted)
@@ -57,15 +60,13 @@ class Knob:
         self._say(text + (waits if self.name in pending else ""))
 
     def _turned(self, change: dict[str, Any]) -> None:
-        value = as_value(self.name, change["new"])
-        if value == self._controls.pending().get(self.name, self._controls[self.name]):
-            return
-        try:
-            self._controls.set(**{self.name: value})
-        except (ValueError, TypeError) as error:
-            self._say(f'<span class="kit-refused">refused: {_html(error)}</span>')
-        else:
-            self.refresh()
+        value, self._refused = as_value(self.name, change["new"]), None
+        if value != self._controls.pending().get(self.name, self._controls[self.name]):
+            try:
+                self._controls.set(**{self.name: value})
+            except (ValueError, TypeError) as error:
+                self._refused = change["new"], str(error)
+        self.refresh()
 
     def _say(self, text: str) -> None:
         if text != self.state.value:
@@ -118,7 +119,7 @@ def _control(name: str, value: Any) -> Any:
 def _admit(control: Any, shown: Any) -> None:
     """Widen a slider to a value that was set by other means than itself: it would move it into its range instead."""
     if isinstance(control, widgets.SelectionSlider) and shown not in control.options:
-        numbers = sorted((int(text) for text in {*control.options, shown} if text.isdecimal()))
+        numbers = sorted(int(text) for text in {*control.options, shown} if text.isdecimal())
         control.options = [*map(str, numbers), *([] if shown.isdecimal() else [shown]), "never"]
     elif isinstance(control, widgets.FloatLogSlider):
         while shown > 0 and shown < control.base**control.min:

@@ -7,25 +7,29 @@ ipykernel 7.2 took away.
 """
 
 import contextvars
+import logging
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-from ipykernel.eventloops import get_shell_stream
 from IPython.core.getipython import get_ipython
 
-# Of widgets, and what a page asks when it is loaded again; all else, as a cell to execute, waits for the end of this one.
+# Of widgets, and what a page asks when it is loaded again; all else, as a cell to execute, waits for this one's end.
 ANSWERED = {"comm_open", "comm_msg", "comm_close", "comm_info_request", "kernel_info_request"}
+
+logger = logging.getLogger(__name__)
 
 
 def browser_poll() -> Callable[[], None] | None:
     """A function that handles what widgets have sent, to be called on the main thread; None outside of a kernel."""
     kernel = getattr(get_ipython(), "kernel", None)
-    return None if kernel is None else lambda: _answer(kernel)
+    if kernel is None:
+        return None
+    from ipykernel.eventloops import get_shell_stream
+
+    return lambda: _answer(kernel, get_shell_stream(kernel))
 
 
-def _answer(kernel: Any) -> None:
-    stream = get_shell_stream(kernel)
+def _answer(kernel: Any, stream: Any) -> None:
     usual = stream._recv_callback
     ident, parent = kernel._get_shell_context_var(kernel._shell_parent_ident), kernel.get_parent("shell")
     handled = 0
@@ -42,11 +46,13 @@ def _answer(kernel: Any) -> None:
             contextvars.copy_context().run(dispatching.send, None)
         except StopIteration:
             return None
-        raise RuntimeError(f"expected {header.get('msg_type')} to be handled at once")
+        dispatching.close()  # the run matters more than what a widget of somebody else's wanted
+        logger.warning("a message of type %s to a widget needs more than one go: dropped", header.get("msg_type"))
+        return None
 
     stream.on_recv(receive, copy=False)
     try:
-        stream.flush(zmq.POLLIN)
+        stream.flush()
     finally:
         stream.on_recv(usual, copy=False)
         if handled:  # what the cell prints next belongs to the cell, and the kernel is still at work

@@ -15,7 +15,8 @@ class Panel:
     """One small chart.
 
     Attributes:
-        lines: (metric, label) of each curve that it can have.
+        lines: (metric, label) of each curve that it can have; the place is the colour, so that it means the same in all
+            panels: the policy's own first, the sampler's second, or chosen before rejected.
         reading: one or two sentences for a first reader.
         findings: names of the doctor's rules that are marked here.
         has_zero: whether the y axis starts at 0.
@@ -44,7 +45,7 @@ PANELS = (
     ),
     Panel(
         "Reward", "the task's reward",
-        (("reward", "sampler's completions"), ("eval/reward", "fresh samples")),
+        (("eval/reward", "policy, fresh samples"), ("reward", "sampler")),
         "Mean over the completions of a step, each step from other prompts: look at the trend. Reward up while the "
         "held-out score goes down means that the reward is being gamed.",
         ("constant_reward", "verifier_always_zero", "nothing_judged", "mostly_unjudged", "function_abstains",
@@ -60,7 +61,7 @@ PANELS = (
     ),
     Panel(
         "Completion length", "tokens",
-        (("completions/mean_length", "sampler's completions"), ("eval/mean_length", "fresh samples")),
+        (("eval/mean_length", "policy, fresh samples"), ("completions/mean_length", "sampler")),
         "Steady growth together with reward often means that length is being paid for; near the limit, cut completions "
         "get no reward.",
         ("length_collapse", "length_runaway", "truncated", "never_ends"),
@@ -91,17 +92,17 @@ PANELS = (
         has_zero=True,
     ),
     Panel(
-        "Log-probabilities of a pair", "nats, summed over tokens",
+        "Log-probs of pairs", "nats, summed over tokens",
         (("logps/chosen", "chosen"), ("logps/rejected", "rejected")),
         "In DPO the chosen log-prob falls in healthy runs as well: what matters is that rejected falls faster. "
         "If chosen falls without end, add nll_coef.",
         ("chosen_displaced",),
     ),
     Panel(
-        "Implicit rewards and margin", "nats",
-        (("rewards/margins", "margin"), ("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")),
-        "beta * log(pi / pi_ref) of both and their difference: the margin starts at 0 and should grow. Without bound on "
-        "the same pairs, it is overfitting.",
+        "Implicit rewards", "nats",
+        (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"), ("rewards/margins", "margin")),
+        "beta * log(pi / pi_ref) of both, and their difference: the margin starts at 0 and should grow. Without bound "
+        "on the same pairs, it is overfitting.",
         ("chosen_displaced",),
     ),
     Panel(
@@ -188,10 +189,10 @@ def is_drawn(metric: str) -> bool:
 
 
 def charts(metrics: Iterable[str]) -> list[Chart]:
-    """The panels that a run with these metrics has. Colours tell metrics apart; where there are several tasks, tasks.
+    """The panels that a run with these metrics has. Colours tell metrics apart, or tasks where there are several.
 
     >>> [(chart.panel.title, [line.label for line in chart.lines]) for chart in charts(["reward", "groups/ties"])]
-    [('Reward', ["sampler's completions"]), ('Groups with a signal', ['ties'])]
+    [('Reward', ['sampler']), ('Groups with a signal', ['ties'])]
     """
     names = sorted(metrics)
     tasks = sorted({task for task, _ in map(split_task, names) if task})
@@ -202,13 +203,13 @@ def charts(metrics: Iterable[str]) -> list[Chart]:
 def _lines(panel: Panel, names: Sequence[str], tasks: Sequence[str]) -> tuple[Line, ...]:
     found: list[Line] = []
     own = {split_task(name)[1] for name in names}
-    kinds = [(metric, label) for metric, label in panel.lines if metric in own]
-    for place, (metric, label) in enumerate(kinds):
+    kinds = [metric for metric, _ in panel.lines if metric in own]
+    for place, (metric, label) in enumerate(panel.lines):
         if metric in names:
             found.append(Line(metric, label, place))
         for number, task in enumerate(tasks):
             if f"{TASK}{task}/{metric}" in names:
                 title = task if len(kinds) == 1 else f"{task}: {label}"
-                found.append(Line(f"{TASK}{task}/{metric}", title, number, place))
+                found.append(Line(f"{TASK}{task}/{metric}", title, number, kinds.index(metric)))
     of_tasks = [line for line in found if line.metric.startswith(TASK)]
     return tuple(of_tasks or found)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from kit.dashboard.panels import is_drawn
@@ -18,6 +19,10 @@ class Point:
 
     x: Mapping[str, float]
     values: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the browser."""
+        return {"x": dict(self.x), "values": dict(self.values)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Mark:
         """The finding's name without what it is about."""
         return self.name.split(" ", 1)[0]
 
+    def as_json(self) -> dict[str, Any]:
+        """For the browser."""
+        return asdict(self) | {"rule": self.rule}
+
 
 @dataclass
 class Series:
@@ -80,6 +89,11 @@ class Series:
         self.marks += new
         return new
 
+    def as_json(self) -> dict[str, Any]:
+        """For the browser."""
+        plain = {"points": [point.as_json() for point in self.points], "marks": [mark.as_json() for mark in self.marks]}
+        return {"label": self.label, "start": self.start} | plain
+
     def line(self, metric: str, axis: str = "step") -> list[tuple[float, float]]:
         """(x, value) of a metric wherever a record has it; of a fork from the last such point before it."""
         found = [point for point in self.points if metric in point.values]
@@ -89,7 +103,7 @@ class Series:
     def syncs(self, axis: str = "step") -> list[float]:
         """Where the sampler got new weights."""
         versions = [(p.x[axis], p.values["sync/version"]) for p in self.points if "sync/version" in p.values]
-        return [x for (_, before), (x, after) in zip(versions, versions[1:], strict=False) if after != before]
+        return [x for (_, before), (x, after) in pairwise(versions) if after != before]
 
     def place(self, step: int, axis: str = "step") -> float:
         """Where a step is on an axis: that of the last record up to it."""
