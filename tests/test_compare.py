@@ -231,11 +231,12 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     assert cells(compare([run]))[0]["last [95 % interval]"].endswith("(step 10)")
 
 
-def test_a_notebook_shows_the_table(tmp_path: Path) -> None:
+def test_a_notebook_shows_the_table_and_the_figure(tmp_path: Path) -> None:
     comparison = compare([write_run(tmp_path / "a", evaluated(0.5, 0.7))])
     page = Page(comparison._repr_html_())
     assert page.open == [] and "0.700" in page.text and "var(" not in comparison._repr_html_()
     assert comparison._repr_markdown_() == str(comparison)
+    assert comparison.figure()._repr_png_().startswith(b"\x89PNG")
 
 
 def without_tokens(tmp_path: Path) -> None:

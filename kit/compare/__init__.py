@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from kit.compare.arms import Arm, arms_of, read_run
-from kit.compare.figures import curves_of, figure_of, metrics_of
+from kit.compare.figures import Picture, curves_of, figure_of, metrics_of
 from kit.compare.page import page_of, table_of
 from kit.compare.table import NOTE, Row, markdown_of, rows_of
 from kit.progress import X_AXES, axes_of
@@ -40,7 +38,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         return f"{table_of(self.rows(), drawn=False)}<p>{NOTE}</p>"
 
-    def figure(self) -> Figure:
+    def figure(self) -> Picture:
         """Small multiples of the metrics, with a legend."""
         return figure_of(self.arms, self.metrics, self.x)
 

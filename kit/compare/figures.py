@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
+from io import BytesIO
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -112,11 +113,20 @@ def _has(curve: Curve, metric: str) -> bool:
         return False
 
 
-def figure_of(arms: Sequence[Arm], metrics: Sequence[str], x: str) -> Figure:
+class Picture(Figure):
+    """A figure that a notebook shows, also one that has not imported pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        image = BytesIO()
+        self.savefig(image, format="png", dpi=100)
+        return image.getvalue()
+
+
+def figure_of(arms: Sequence[Arm], metrics: Sequence[str], x: str) -> Picture:
     """All panels in one figure, with a legend below."""
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 0.28 * len(arms) + 0.2), layout="constrained")
+    figure = Picture(figsize=(4.2 * columns, 3.1 * rows + 0.28 * len(arms) + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     curves = curves_of(arms)
     for ax, metric in zip(axes, metrics, strict=False):
