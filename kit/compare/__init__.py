@@ -36,7 +36,10 @@ class Comparison:
     _repr_markdown_ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{table_of(self.rows(), drawn=False)}<p>{NOTE}</p>"
+        table = table_of(self.rows(), drawn=False)
+        for cell in ("<td", "<th "):  # a notebook aligns cells on the right
+            table = table.replace(cell, f'{cell.rstrip()} style="text-align: left" ')
+        return f"{table}<p>{NOTE}</p>"
 
     def figure(self) -> Picture:
         """Small multiples of the metrics, with a legend."""

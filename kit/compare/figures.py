@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from kit.compare.arms import Arm, schedule_text
 from kit.objectives import OBJECTIVES
-from kit.plots import Curve, colour, plot_metric
+from kit.plots import Curve, colour, label_of, plot_metric
 
 QUALITY = ("*eval/accuracy", "*eval/win_rate", "*eval/length_controlled_win_rate", "*eval/reward")
 SHOWN = (  # the panels, in this order
@@ -127,12 +127,13 @@ def figure_of(arms: Sequence[Arm], metrics: Sequence[str], x: str) -> Picture:
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Picture(figsize=(4.2 * columns, 3.1 * rows + 0.28 * len(arms) + 0.2), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     curves = curves_of(arms)
     for ax, metric in zip(axes, metrics, strict=False):
         panel(ax, curves, metric, x)
-        ax.yaxis.label.set_parse_math(False)
-    for ax in list(axes)[len(metrics) :]:
+        ax.set_title(label_of(metric), loc="left", fontsize=10, parse_math=False)
+        ax.set_ylabel("")
+    for ax in axes[len(metrics) :]:
         ax.set_axis_off()
     lines = {str(line.get_label()): line for ax in figure.axes for line in ax.get_lines()}
     legend = figure.legend(lines.values(), lines, loc="outside lower left", frameon=False, fontsize=9)
