@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from IPython.core.getipython import get_ipython
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kit.dashboard import LiveCurves
@@ -41,7 +40,7 @@ class LiveCallback(TrainerCallback):
         self.curves, self.doctor = LiveCurves(label), Doctor()
         self._state = TrainerState()
         self._output = Output(self.curves, lambda: f"{self._state.global_step} of {self._state.max_steps} steps")
-        self._answer_browser = browser_poll()
+        self._answer_browser = browser_poll()  # None outside of a notebook
         self._seconds, self._began = 0.0, 0.0  # of the steps since the log before; when the step at hand began
 
     def on_train_begin(
@@ -51,7 +50,7 @@ class LiveCallback(TrainerCallback):
         self._state = state
         is_dpo = not hasattr(args, "num_generations")  # GRPO's beta is the weight of its KL term
         self.doctor.setup = Setup(beta=getattr(args, "beta", None) if is_dpo else None)
-        if _is_notebook() and state.is_world_process_zero:
+        if self._answer_browser is not None and state.is_world_process_zero:
             self._output.show()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -100,7 +99,3 @@ def record_of(logs: Mapping[str, Any], global_step: int) -> dict[str, Any]:
         return {"step": global_step - 1, **{name: value for name, value in logs.items() if name not in OTHERS}}
     is_fresh = "eval_reward" in logs  # an evaluation of pairs that are given has an entropy too, on those
     return {"step": global_step, **{EVALUATED[name]: logs[name] for name in EVALUATED if is_fresh and name in logs}}
-
-
-def _is_notebook() -> bool:
-    return hasattr(get_ipython(), "kernel")
