@@ -134,7 +134,7 @@ class Panel {
   }
 
   frame(width, xRange, yRange) {
-    for (const value of ticks(...yRange, 3)) {
+    for (const value of ticks(...yRange, 4)) {
       const y = this.toY(value);
       shape("line", { class: "kit-grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }, this.svg);
       shape("text", { class: "kit-tick", x: LEFT - 6, y: y + 3, "text-anchor": "end" }, this.svg).textContent = written(value);

@@ -109,7 +109,7 @@ def _stack(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None:
 
 
 def _legend(ax: Axes, chart: Chart, handles: list) -> None:
-    style = {"handlelength": 1.6, "labelspacing": 0.25, "framealpha": 0.7, "edgecolor": "none"}
+    style = {"handlelength": 1.6, "labelspacing": 0.25, "framealpha": 0.5, "edgecolor": "none"}
     legend = ax.legend(handles, [""] * len(handles), loc="best", **style)
     _name(legend, [line.label for line in chart.lines])
 
