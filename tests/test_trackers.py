@@ -19,6 +19,7 @@ from kit.trackers import TRACKERS, Connection, Tracker, tracker
 from tests.conftest import untimed
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the tools' imports
+ROOT = Path(__file__).parents[1]
 Curves = dict[str, list[tuple[int, float]]]  # (step, value) of each metric
 
 
@@ -73,15 +74,17 @@ INSTALLED = [
 ]  # trackio asks for an older pillow than the kit's other tools
 
 TRAIN = """
-import sys, torch
-torch.set_num_threads(1)
+import sys
 from pathlib import Path
+import torch
 from kit.trackers import tracker
 from tests.conftest import tiny_run
-model, tool = sys.argv[1:]
-run = tiny_run(Path(model), Path("run"), max_steps=3, eval_steps=2)
-if tool != "none":
-    run.listeners.append(tracker(tool, project="project", name="a run", config={"seed": 0}))
+
+torch.set_num_threads(1)
+model, *tools = sys.argv[1:]
+tiny_run(Path(model), Path("plain"), max_steps=3, eval_steps=2).finish()
+run = tiny_run(Path(model), Path("tracked"), max_steps=3, eval_steps=2)
+run.listeners += [tracker(tool, project="project", name="a run", config={"seed": 0}) for tool in tools]
 run.finish()
 for listener in run.listeners:
     listener.close()
@@ -89,13 +92,9 @@ for listener in run.listeners:
 
 
 @pytest.fixture(scope="module")
-def untracked(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tiny_folder, tmp_path_factory.mktemp("untracked"), "none")
-
-
-def train(model: Path, folder: Path, tool: str) -> Path:
-    """Three steps in a process of their own, as these tools keep threads and settings for the whole process."""
-    root = Path(__file__).parents[1]
+def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, one with a listener for each tool, in a process of their own: the tools keep threads and settings."""
+    folder = tmp_path_factory.mktemp("trained")
     own = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "TRACKIO_DIR": str(folder / "trackio")}
     own |= {
         "WANDB_CACHE_DIR": str(folder),
@@ -103,9 +102,9 @@ def train(model: Path, folder: Path, tool: str) -> Path:
         "WANDB_SILENT": "true",
         "HOME": str(folder),
     }
-    code = [sys.executable, "-c", TRAIN, str(model), tool]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"} | own
-    finished = subprocess.run(code, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | own
+    command = [sys.executable, "-c", TRAIN, str(tiny_folder), *INSTALLED]
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return folder
 
@@ -114,18 +113,18 @@ def test_the_tools_of_the_development_environment_are_there() -> None:
     assert {"tensorboard", "wandb"} <= set(INSTALLED)
 
 
+def test_a_run_with_trackers_is_the_run_without(trained: Path) -> None:
+    assert untimed(trained / "tracked") == untimed(trained / "plain")
+
+
 @pytest.mark.parametrize("tool", INSTALLED)
-def test_every_number_of_a_run_arrives_and_the_run_is_the_same(
-    tiny_folder: Path, untracked: Path, tmp_path: Path, tool: str
-) -> None:
-    train(tiny_folder, tmp_path, tool)
-    assert untimed(tmp_path / "run") == untimed(untracked / "run")
+def test_every_number_of_a_run_arrives(trained: Path, tool: str) -> None:
     wanted: Curves = {}
-    for record in read_jsonl(tmp_path / "run" / "metrics.jsonl"):
+    for record in read_jsonl(trained / "tracked" / "metrics.jsonl"):
         for name, value in record.items():
             if name != "step":
                 wanted.setdefault(name, []).append((record["step"], value))
-    found = READERS[tool](tmp_path)
+    found = READERS[tool](trained)
     assert found.keys() == wanted.keys() and len(found["eval/accuracy"]) == 3  # at 0, 2 and the end
     for name, points in wanted.items():
         assert found[name] == [(step, pytest.approx(value, rel=1e-6, abs=1e-30)) for step, value in points], name
@@ -169,20 +168,19 @@ def test_an_unknown_tool_is_refused() -> None:
         tracker("mlflow", project="p", name="n")
 
 
-@pytest.mark.parametrize("tool", TRACKERS)
-def test_a_tool_that_is_not_installed_is_named_with_the_command(tool: str) -> None:
+def test_a_tool_that_is_not_installed_is_named_with_the_command() -> None:
     """In a process where the import system finds none of them."""
-    code = f"""
+    code = """
 import sys
-for name in ("wandb", "trackio", "tensorboard"):
-    sys.modules[name] = None
-from kit.trackers import tracker
-try:
-    tracker({tool!r}, project="p", name="n")
-except ImportError as error:
-    print(error)
+sys.modules |= dict.fromkeys(("wandb", "trackio", "tensorboard"))
+from kit.trackers import TRACKERS, tracker
+for tool in TRACKERS:
+    try:
+        tracker(tool, project="p", name="n")
+    except ImportError as error:
+        print(error)
 """
-    finished = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
-    )
-    assert f"`pip install {tool}`" in finished.stdout
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = finished.stdout.splitlines()
+    assert [f"expected the package {tool} to be installed: `pip install {tool}`" in line for tool, line in
+            zip(TRACKERS, lines, strict=True)] == [True] * 3  # fmt: skip

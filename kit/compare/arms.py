@@ -90,8 +90,12 @@ def read_run(folder: str | Path) -> SavedRun:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    kept = {name: value for name, value in record.items() if isinstance(value, int | float) and math.isfinite(value)}
-    return {printable(name): value for name, value in kept.items()}
+    """The finite numbers of a record."""
+    return {
+        printable(name): value
+        for name, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def arms_of(runs: Sequence[SavedRun]) -> list[Arm]:
