@@ -27,10 +27,10 @@ COLOURS = (
     "#009E73",
     "#CC79A7",
     "#E69F00",
-    "#56B4E9",
     "#7F4FB0",
     "#8C6D31",
-)  # Okabe and Ito's + 2
+    "#6B7780",
+)  # told apart when lighter
 STYLES = ("-", "--", ":", "-.")
 BEYOND = 0.25  # how far a band may stretch an axis beyond the means, as a share of their range
 NAMES = {getattr(made, "__name__", name): name for name, made in OBJECTIVES.items()}  # DPO -> dpo
