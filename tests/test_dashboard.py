@@ -53,7 +53,7 @@ def test_grpo_has_other_panels_than_dpo(begin: Start) -> None:
     titles = [chart.panel.title for chart in dashboard.curves.charts()]
     assert "Clipped ratios" in titles and "Divergence from the reference" in titles
     assert "Log-probs of pairs" not in titles
-    assert {"kl_coef", "entropy_coef"} < set(dashboard.controls.knobs) and "beta" not in dashboard.controls.knobs
+    assert {"kl_coef", "temperature"} < set(dashboard.controls.knobs) and "beta" not in dashboard.controls.knobs
 
 
 def test_a_dashboard_changes_nothing_of_a_run(begin: Start) -> None:

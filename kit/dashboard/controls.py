@@ -68,7 +68,7 @@ class ControlPanel:
         self._say("goes on")
 
     def _fork(self) -> None:
-        name = self.fork_knob.value
+        name = str(self.fork_knob.value)
         try:
             changes: Mapping[str, Any] = {name: as_value(name, self.fork_value.value)}
             self._forks.ask(changes)

@@ -134,7 +134,7 @@ class Panel {
   }
 
   frame(width, xRange, yRange) {
-    for (const value of ticks(...yRange, 3)) {
+    for (const value of ticks(...yRange, 4)) {
       const y = this.toY(value);
       shape("line", { class: "kit-grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }, this.svg);
       shape("text", { class: "kit-tick", x: LEFT - 6, y: y + 3, "text-anchor": "end" }, this.svg).textContent = written(value);
@@ -212,7 +212,7 @@ class Panel {
     const entries = this.chart.lines.map((line) => {
       const own = this.curves.filter((curve) => curve.line === line);
       const entry = node("span", "kit-entry");
-      entry.append(node("span", "", this.chart.lines.length > 1 || own.length > 1 ? line.label : ""));
+      entry.append(node("span", "", line.label));
       for (const { run, points } of own) {
         const key = shape("svg", { class: "kit-key", width: 16, height: 8 });
         shape("line", { class: `kit-line kit-c${colourOf(this.chart, line, run)} kit-s${styleOf(line, run)}`,

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -108,10 +109,9 @@ def _stack(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None:
 
 
 def _legend(ax: Axes, chart: Chart, handles: list) -> None:
-    if len(chart.lines) > 1 or chart.lines[0].metric.startswith("task/"):
-        style = {"handlelength": 1.6, "labelspacing": 0.25, "framealpha": 0.7, "edgecolor": "none"}
-        legend = ax.legend(handles, [""] * len(handles), loc="best", **style)
-        _name(legend, [line.label for line in chart.lines])
+    style = {"handlelength": 1.6, "labelspacing": 0.25, "framealpha": 0.5, "edgecolor": "none"}
+    legend = ax.legend(handles, [""] * len(handles), loc="best", **style)
+    _name(legend, [line.label for line in chart.lines])
 
 
 def _name(legend: Legend, labels: Sequence[str]) -> None:
@@ -142,5 +142,5 @@ def _marks(ax: Axes, chart: Chart, series: Sequence[Series], axis: str) -> None:
                 ax.annotate(text, (x, 1), fontsize=6.5, color=colour, **place)
 
 
-def _style(number: int) -> str | tuple:
+def _style(number: int) -> Any:  # matplotlib's own type for it is not public
     return STYLES[number % len(STYLES)]

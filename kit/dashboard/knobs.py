@@ -38,9 +38,7 @@ class Knob:
         self.name, self._controls = name, controls
         self.control = _control(name, controls[name])
         self.state = widgets.HTML()
-        label = widgets.Label(KNOBS[name])
-        label.add_class("kit-caption")
-        self.row = widgets.HBox([label, self.control, self.state])
+        self.row = widgets.HBox([self.control, self.state])
         self.row.add_class("kit-knob")
         self._refused: tuple[Any, str] | None = None  # the value, and why
         self.refresh()
@@ -100,17 +98,18 @@ def as_shown(name: str, value: Any) -> Any:
 
 
 def _control(name: str, value: Any) -> Any:
-    late = {"continuous_update": False}  # a value is set when the mouse lets go, not on the way
+    told: dict[str, Any] = {"description": KNOBS[name], "style": {"description_width": "9.5em"}}
+    told |= {"continuous_update": False}  # a value is set when the mouse lets go, not on the way
     if name == "sync_interval":
-        control = widgets.SelectionSlider(options=INTERVALS, value="1", **late)
+        control = widgets.SelectionSlider(options=INTERVALS, value="1", **told)
     elif name in DECADES:
         low, high = DECADES[name]
         readout = ".1e" if name == "learning_rate" else ".3g"
-        control = widgets.FloatLogSlider(min=low, max=high, step=0.05, readout_format=readout, **late)
+        control = widgets.FloatLogSlider(min=low, max=high, step=0.05, readout_format=readout, **told)
     elif name == "temperature":
-        control = widgets.FloatSlider(min=0.0, max=HOTTEST, step=0.05, **late)
+        control = widgets.FloatSlider(min=0.0, max=HOTTEST, step=0.05, **told)
     else:
-        control = widgets.FloatText(step=0.01, **late)
+        control = widgets.FloatText(step=0.01, **told)
     _admit(control, as_shown(name, value))
     control.value = as_shown(name, value)
     return control

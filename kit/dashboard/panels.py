@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kit.doctor.finding import printable
+
 TASK = "task/"  # in runs of several tasks: task/{name}/{metric}
 
 
@@ -209,7 +211,7 @@ def _lines(panel: Panel, names: Sequence[str], tasks: Sequence[str]) -> tuple[Li
             found.append(Line(metric, label, place))
         for number, task in enumerate(tasks):
             if f"{TASK}{task}/{metric}" in names:
-                title = task if len(kinds) == 1 else f"{task}: {label}"
+                title = printable(task if len(kinds) == 1 else f"{task}: {label}")
                 found.append(Line(f"{TASK}{task}/{metric}", title, number, kinds.index(metric)))
     of_tasks = [line for line in found if line.metric.startswith(TASK)]
     return tuple(of_tasks or found)
