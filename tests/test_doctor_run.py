@@ -277,8 +277,14 @@ def test_the_command_line_on_a_model(tiny_folder: Path, tmp_path: Path, capsys: 
     assert main(["doctor", "--model", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "--model", "b"], ["a", "--prompts", "b"], ["a", "--lora", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "--model", "b"]])
 def test_arguments_that_do_not_go_together(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", *arguments])
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["a", "--prompts", "b"], ["a", "--lora", "b"]])
+def test_what_goes_with_a_model_is_refused_for_a_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *arguments]) == 2
+    assert "error: --prompts and --lora go with --model" in capsys.readouterr().err
