@@ -48,6 +48,19 @@ def diagnose(chosen: argparse.Namespace) -> int:
     return int(any(finding.severity == "error" for finding in findings))
 
 
+def replay_run(chosen: argparse.Namespace) -> int:
+    """Make a run again and say whether it is the same; 1 if it is not, 2 if it could not be made."""
+    from kit.replay import replay  # imports torch, which takes seconds
+
+    try:
+        found = replay(chosen.run_dir, out_dir=chosen.out)
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    print(printable(str(found)))
+    return int(found.difference is not None)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kit.cli", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -69,7 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--model", type=Path, help="a model's folder; its weights are not read")
     doctor.add_argument("--prompts", type=Path, help="with --model: JSON lines with a column `prompt`")
     doctor.add_argument("--lora", nargs="+", metavar="LAYER", help="with --model: the layers that get adapters")
+    again = commands.add_parser("replay", help="make a run again, with its changes by hand; 1 if a metric differs")
+    again.add_argument("run_dir", type=Path)
+    again.add_argument("--out", type=Path, help="the new run's directory; default RUN_DIR_replay1")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "replay":
+        return replay_run(chosen)
     if chosen.command == "doctor":
         if chosen.run_dir is not None and (chosen.prompts or chosen.lora):
             parser.error("--prompts and --lora go with --model")

@@ -96,8 +96,13 @@ class Controls:
             self._paused, self._single_steps = True, self._single_steps + 1
             self._lock.notify_all()
 
-    def wait(self) -> None:
-        """Return when the run may make its next step. For the run; Ctrl-C gets through."""
+    def wait(self, when_paused: Callable[[], None]) -> None:
+        """Return when the run may make its next step. For the run; Ctrl-C gets through.
+
+        Args:
+            when_paused: called once if the run has to stand.
+        """
+        has_stood = False
         while True:
             if self.poll is not None:
                 self.poll()
@@ -107,4 +112,8 @@ class Controls:
                 if self._single_steps:
                     self._single_steps -= 1
                     return
-                self._lock.wait(LOOK_S)
+                if has_stood:
+                    self._lock.wait(LOOK_S)
+            if not has_stood:
+                when_paused()
+                has_stood = True

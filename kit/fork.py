@@ -20,10 +20,10 @@ def recorded_controls(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return [(event["step"], event["changes"]) for event in events if event["event"] == "control"]
 
 
-def free_sibling(path: Path) -> Path:
-    """The first of `{name}_fork1`, `{name}_fork2`, ... beside a run directory that does not exist."""
+def free_sibling(path: Path, kind: str) -> Path:
+    """The first of `{name}_{kind}1`, `{name}_{kind}2`, ... beside a run directory that does not exist."""
     number = 1
-    while (found := path.with_name(f"{path.name}_fork{number}")).exists():
+    while (found := path.with_name(f"{path.name}_{kind}{number}")).exists():
         number += 1
     return found
 

@@ -105,9 +105,7 @@ class Run:
         last = min(self.step + count, self.config.max_steps)
         while self.step < last:
             with self._between_steps():
-                if self.controls.is_paused:
-                    self.log.status("paused", self.step)
-                self.controls.wait()
+                self.controls.wait(lambda: self.log.status("paused", self.step))
                 self._take_controls()
             with deferred_interrupt() as interrupted:
                 record = self._recorded_step()
@@ -163,18 +161,17 @@ class Run:
             RunDirectoryError: if there is no checkpoint at `step`, or `out_dir` exists.
         """
         self._check(self.training.settings.changed(changes))
-        config, objective, sync = self._original.config, self._original.objective, self._original.sync
-        config = config if max_steps is None else dataclasses.replace(config, max_steps=max_steps)
+        original, start = self._original, self.step if step is None else step
+        config = original.config if max_steps is None else dataclasses.replace(original.config, max_steps=max_steps)
+        if config.max_steps <= start:
+            raise ValueError(f"expected max_steps above {start}, where the fork starts, came {config.max_steps}")
         if step is None:
             if self.training.is_mid_batch:
-                raise ValueError(
-                    f"step {self.step} is in the middle of a batch (reuse_epochs): make another step first"
-                )
-            step = self.step
+                raise ValueError(f"step {start} is in the middle of a batch (reuse_epochs): make another step first")
             self._save()
-        target = free_sibling(self.log.path) if out_dir is None else Path(out_dir)
-        fork_directory(self.log.path, target, step, changes, max_steps=max_steps)
-        return Run(config, objective=objective, sync=sync, out_dir=target, **self._parts)
+        target = free_sibling(self.log.path, "fork") if out_dir is None else Path(out_dir)
+        fork_directory(self.log.path, target, start, changes, max_steps=max_steps)
+        return Run(config, objective=original.objective, sync=original.sync, out_dir=target, **self._parts)
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as it is now and its tokenizer, as a folder that transformers, and another run, can load."""

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kit.recording import write_columns
 from kit.rewards.combine import function_name
 
 METRICS = {
@@ -171,11 +172,8 @@ class RunLog:
         self._table(self.path / "evaluations" / f"{task}_step_{step:06d}.parquet", columns)
 
     def _table(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-        import pyarrow as pa  # 0.2 s to import
-        import pyarrow.parquet as pq
-
         temporary = path.with_suffix(".partial")
-        pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
+        write_columns(temporary, columns)
         os.replace(temporary, path)
 
     def rewind(self, step: int) -> None:

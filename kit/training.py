@@ -12,14 +12,15 @@ from kit.gap import measure_gap
 from kit.learner import Learner
 from kit.models.policy import load_policy
 from kit.models.weights import copy_weights, has_adapter, weights_of
+from kit.recording import Recorder
 from kit.reference import Reference, ReferenceStart
-from kit.rollouts import completion_columns, rollout_columns
+from kit.rollouts import Batch
 from kit.runlog import Clock, RunLog
 from kit.samplers import SamplerFactory, SyncError
 from kit.settings import Settings
 from kit.sync import Drift, Schedule, SyncState
 from kit.tasks.task import Portion, Task
-from kit.workload import Batch, evaluate_all, new_batch, workloads_of
+from kit.workload import evaluate_all, new_batch, workloads_of
 
 Record = dict[str, Any]
 EVALUATION = 1  # sets the randomness of evaluations apart from that of training, under one run seed
@@ -46,7 +47,7 @@ class Training:
             config.model_name_or_path, lora=config.lora, quantization=config.quantization, bf16=config.bf16,
             device=config.device, seed=config.seed,
         )  # fmt: skip
-        self.sampler = sampler(self.policy, self.tokenizer)
+        self.sampler, self.recorder = sampler(self.policy, self.tokenizer), Recorder(self.tokenizer)
         self.workloads = workloads_of(task, config)
         for workload in self.workloads:
             if workload.count:
@@ -104,11 +105,16 @@ class Training:
             sizes = {"sampling": config.sampling, "micro_batch_size": config.micro_batch_size}
             record |= measure_gap(self.policy, self.sampler.weights, rollouts, **sizes).metrics()
             clock.lap("gap")
-        record |= self.learner.update(examples, batch.totals, step)
-        if self.settings.sync.needs_drift:
-            self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
-            record |= {"sync/drift": self.drift.kl, "sync/drift_m2": self.drift.m2}
-        clock.lap("train")
+        try:
+            record |= self.learner.update(examples, batch.totals, step)
+            if self.settings.sync.needs_drift:
+                self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
+                record |= {"sync/drift": self.drift.kl, "sync/drift_m2": self.drift.m2}
+            clock.lap("train")
+        finally:  # the rollouts of an update that failed are those that one wants to see
+            if not record["reuse_epoch"]:
+                log.rollouts(step, self.recorder.rollouts(batch, examples, self.learner.before))
+            clock.lap("log")
         self.step += 1
         return record | clock.laps, batch
 
@@ -129,8 +135,6 @@ class Training:
         if settings.objective.needs_prox_logprobs and config.reuse_epochs > 1:
             batch = dataclasses.replace(batch, examples=self.learner.with_prox_logprobs(batch.examples))
             clock.lap("select")
-        log.rollouts(step, rollout_columns(batch.groups, batch.selected))
-        clock.lap("log")
         return batch
 
     def _sync(self, log: RunLog) -> None:
@@ -148,7 +152,7 @@ class Training:
                 self.workloads, fresh, seed=(self.settings.config.seed, self.step, EVALUATION)
             )
         for task, found in groups.items():
-            log.completions(self.step, task, completion_columns(found))
+            log.completions(self.step, task, self.recorder.completions(found))
         return record
 
     def _precision(self) -> torch.autocast:

@@ -1,7 +1,7 @@
 """A task as one run uses it: the prompts of a step, and how completions are sampled, scored and evaluated."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +9,11 @@ import torch
 from kit.config import RunConfig, Sampling
 from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_judging, require_baseline, score_groups
 from kit.objectives import Objective
-from kit.rollouts import group_metrics, task_metrics, totals_of
+from kit.rollouts import Batch, group_metrics, task_metrics, totals_of
 from kit.runlog import Clock, describe
 from kit.samplers import InBatches, Sampler
 from kit.tasks.task import Portion, Task, prompts_at
-from kit.types import Example, Group, Prompt, Totals
+from kit.types import Group, Prompt
 
 
 class Workload:
@@ -109,17 +109,6 @@ def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Work
 def described(task: Task | Sequence[Portion]) -> Any:
     """The task or tasks of a run, for its configuration."""
     return describe(task) if isinstance(task, Task) else [describe(portion) for portion in task]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one generation yields, for one optimizer step or for several."""
-
-    groups: Sequence[Group]
-    selected: Sequence[Sequence[Example]]  # of each group
-    examples: Sequence[Example]  # of all groups
-    totals: Totals
-    metrics: dict[str, float]
 
 
 def new_batch(

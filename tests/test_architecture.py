@@ -17,10 +17,10 @@ LAYERS = {
     0: "types config",
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
     "rollouts toy preferences winrate ranking selection progress",
-    2: "tasks models samplers reference learner gap combinations interrupt runlog checkpoint doctor export memory "
-    "timing settings controls fork",
-    3: "run training evaluate workload head_to_head study distributed",
-    4: "plots dashboard exercises cli",
+    2: "tasks models samplers reference learner gap combinations interrupt recording runlog checkpoint doctor export "
+    "memory timing settings controls fork",
+    3: "run training recipe replay evaluate workload head_to_head study distributed",
+    4: "plots dashboard microscope exercises cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300

@@ -18,7 +18,7 @@ from kit.learner import NonFiniteError
 from kit.objectives import DPO, GRPO
 from kit.rewards import MathReward
 from kit.run import Run
-from kit.runlog import RunDirectoryError, read_jsonl
+from kit.runlog import RunDirectoryError, RunLog, read_jsonl
 from kit.sync import Every, Never
 from kit.tasks.arithmetic import Arithmetic
 from kit.types import Prompt
@@ -138,10 +138,10 @@ def test_a_sampler_that_is_never_synced_though_the_log_says_so(tmp_path: Path, m
     """The fault of verl#7495, with the receipt that would have stopped it switched off."""
     run = seed_run(tmp_path, max_steps=3)
 
-    def pretend() -> None:
+    def pretend(log: RunLog) -> None:
         run.sampler.version = run.step
 
-    monkeypatch.setattr(run, "_sync", pretend)
+    monkeypatch.setattr(run.training, "_sync", pretend)
     run.finish()
     assert told(tmp_path) == [("sampler_stale", "error", 1)]  # one update after the start
 
