@@ -6,12 +6,25 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kit.checkpoint import list_checkpoints
 from kit.runlog import RunDirectoryError, read_jsonl, write_json
 
 STEPS = {"rollouts": "step_*.parquet", "evaluations": "*_step_*.parquet"}  # what belongs to a step ends in its number
+
+
+class Origin(NamedTuple):
+    """Where a fork comes from."""
+
+    parent: str  # its directory, as seen from the folder that holds the fork
+    step: int  # the first that is the fork's own
+
+
+def origin_of(path: Path) -> Origin | None:
+    """The origin that a run directory records; None for a run that is no fork."""
+    forks = [event for event in read_jsonl(path / "events.jsonl") if event["event"] == "fork"]
+    return Origin(forks[-1]["parent"], forks[-1]["step"]) if forks else None  # earlier ones are its parent's
 
 
 def recorded_controls(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """What a run has spent so far: the x axes on which runs are compared."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 X_AXES = {
@@ -10,6 +10,24 @@ X_AXES = {
     "syncs": "copies of the policy into the sampler",
     "seconds": "wall-clock (s), evaluations and pauses apart",
 }
+
+
+MEASURED_BY = {
+    "completions": "num_completions",
+    "tokens": "num_tokens",
+    "syncs": "sync/version",
+    "seconds": "time/train",
+}
+
+
+def axes_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The axes of `X_AXES` on which a run can be placed; one of an earlier version may not have logged them all.
+
+    >>> axes_of([{"step": 0, "num_tokens": 90}])
+    ['step', 'tokens']
+    """
+    logged = {name for record in records for name in record}
+    return [axis for axis in X_AXES if axis == "step" or MEASURED_BY[axis] in logged]
 
 
 class Progress:

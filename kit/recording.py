@@ -83,9 +83,7 @@ class Recorder:
             "entropies": [rollout.entropies or None for _, _, rollout in rows],
         }
 
-    def rollouts(
-        self, batch: Batch, examples: Sequence[Example], before: Sequence[Logprobs]
-    ) -> dict[str, list[Any]]:
+    def rollouts(self, batch: Batch, examples: Sequence[Example], before: Sequence[Logprobs]) -> dict[str, list[Any]]:
         """Of a training step.
 
         Args:
@@ -202,10 +200,11 @@ def as_table(columns: Mapping[str, Sequence[Any]]) -> "pa.Table":
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """A parquet file of `as_table(columns)`: texts once each, in a dictionary; numbers, which hardly repeat, as they are."""
+    """A parquet file of `as_table(columns)`: each text once, in a dictionary; numbers hardly repeat."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = as_table(columns)
     texts = [field.name for field in table.schema if field.type == pa.string()]
-    pq.write_table(table, path, compression="zstd", use_dictionary=[*texts, *REPETITIVE], write_statistics=False)
+    names: Any = [*texts, *REPETITIVE]  # or a bool, as which alone pyarrow declares it
+    pq.write_table(table, path, compression="zstd", use_dictionary=names, write_statistics=False)

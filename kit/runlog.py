@@ -4,7 +4,7 @@
     env.json        versions, device, revision    events.jsonl     what happened: start, resume, interrupt
     status.json     running, finished, ...        receipts.jsonl   one a sync
     rollouts/       step_NNNNNN.parquet           checkpoints/     see kit.checkpoint
-    evaluations/    TASK_step_NNNNNN.parquet
+    evaluations/    TASK_step_NNNNNN.parquet      the columns of both: kit.recording
 
 Metrics carry TRL's names where the quantity is the same. `METRICS` defines each once; `*` stands for any text.
 """

@@ -19,8 +19,8 @@ LAYERS = {
     "rollouts toy preferences winrate ranking selection progress",
     2: "tasks models samplers reference learner gap combinations interrupt recording runlog checkpoint doctor export "
     "memory timing settings controls fork",
-    3: "run training recipe replay evaluate workload head_to_head study distributed",
-    4: "plots dashboard microscope exercises cli",
+    3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
+    4: "plots gap_plots compare dashboard microscope trl_callback exercises cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300

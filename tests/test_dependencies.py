@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def is_installed(name: str) -> bool:
         return bool(version(name))
     except PackageNotFoundError:
         return False
+
+
+def test_the_command_kit_is_the_command_line() -> None:
+    module, _, function = PROJECT["scripts"]["kit"].partition(":")
+    assert callable(getattr(import_module(module), function))
 
 
 def test_every_supported_python_is_stated() -> None:

@@ -1,5 +1,8 @@
 """Which completions are looked for."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 from dataclasses import dataclass, fields
 
 import pyarrow as pa

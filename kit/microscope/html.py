@@ -1,6 +1,7 @@
 """A group as HTML that needs nothing else: no script, no style sheet. For papermill, the web, and a notebook anywhere.
 
-Everything that a model wrote or that was read from a file is made visible first (`kit.microscope.text`) and then escaped.
+Everything that a model wrote or that was read from a file is made visible (`kit.microscope.text`), then escaped.
+Notebooks typeset what stands between dollar signs, except in code: texts are code.
 """
 
 from collections.abc import Sequence
@@ -10,16 +11,16 @@ from itertools import zip_longest
 from kit.microscope.group import Completion, Group
 from kit.microscope.measures import MEASURES, Measure, number
 from kit.microscope.payload import facts_of, role_of
-from kit.microscope.text import cut, visible
+from kit.microscope.text import LIMIT, cut, visible
 
-LIMIT = 2000  # characters of a prompt or a completion that are shown unless told otherwise
 MUTED = "opacity:.72;font-size:.92em"
 BOX = "border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.45em .7em;margin:.4em 0"
 TEXT = (
-    "display:block;white-space:pre-wrap;overflow-wrap:anywhere;overflow:hidden;unicode-bidi:isolate;line-height:1.75;"
+    "display:block;background:none;padding:0;border:0;font-size:inherit;color:inherit;white-space:pre-wrap;overflow-wrap:anywhere;overflow:hidden;unicode-bidi:isolate;line-height:1.75;"
     "font-family:var(--jp-code-font-family,ui-monospace,monospace)"
 )
 PAGE = "font-size:13px;line-height:1.5;max-width:60em;color:var(--jp-content-font-color1,inherit)"
+AS_IT_IS = "mathjax_ignore tex2jax_ignore"  # of versions 3 and later, and of version 2
 CHIP = "border-radius:9px;padding:.05em .6em;margin-right:.5em;border:1px solid"
 CHIPS = {"chosen": "0, 114, 178", "rejected": "213, 94, 0"}
 GREY = "128, 128, 128"
@@ -50,7 +51,7 @@ def group_html(group: Group, colour_by: str = "logprob", *, limit: int | None = 
         _legend(measure, end),
         *(_completion(completion, measure, end, limit) for completion in group.completions),
     ]
-    return f'<section style="{PAGE}">{"".join(parts)}</section>'
+    return f'<section class="{AS_IT_IS}" style="{PAGE}">{"".join(parts)}</section>'
 
 
 def _safe(text: str) -> str:
@@ -59,7 +60,7 @@ def _safe(text: str) -> str:
 
 def _plain(text: str, limit: int | None) -> str:
     [shown], rest = cut([text], limit or len(text)) if text else ([""], 0)
-    return f'<bdi style="{TEXT}">{_safe(shown)}</bdi>{_more(rest)}'
+    return f'<code style="{TEXT}"><bdi>{_safe(shown)}</bdi></code>{_more(rest)}'
 
 
 def _more(rest: int) -> str:
@@ -72,7 +73,8 @@ def _completion(completion: Completion, measure: Measure, end: float, limit: int
     tokens = "".join(
         _token(piece, value, measure, end) for piece, value in zip_longest(pieces, (values or ())[: len(pieces)])
     )
-    return f'<div style="{BOX}">{_facts(completion, values, measure)}<bdi style="{TEXT}">{tokens}</bdi>{_more(rest)}</div>'
+    text = f'<code style="{TEXT}"><bdi>{tokens}</bdi></code>{_more(rest)}'
+    return f'<div style="{BOX}">{_facts(completion, values, measure)}{text}</div>'
 
 
 def _token(piece: str, value: float | None, measure: Measure, end: float) -> str:
@@ -99,11 +101,10 @@ def _legend(measure: Measure, end: float) -> str:
     colours = ",".join(measure.colour(share) for share, _ in ticks)
     labels = "".join(f"<span>{number(value, measure.unit)}</span>" for _, value in ticks)
     strip = f"height:.8em;border-radius:3px;background:linear-gradient(90deg,{colours})"
-    return (
-        f'<div style="display:flex;flex-wrap:wrap;gap:.2em 1em;align-items:end;margin:.3em 0"><div style="width:15em">'
-        f'<div style="{strip}"></div><div style="display:flex;justify-content:space-between;{MUTED}">{labels}</div></div>'
-        f'<div style="{MUTED}">{escape(measure.title)}: {escape(measure.formula)}</div></div>'
-    )
+    under = f'<div style="display:flex;justify-content:space-between;{MUTED}">{labels}</div>'
+    scale = f'<div style="width:15em"><div style="{strip}"></div>{under}</div>'
+    told = f'<div style="{MUTED}">{escape(measure.title)}: {escape(measure.formula)}</div>'
+    return f'<div style="display:flex;flex-wrap:wrap;gap:.2em 1em;align-items:end;margin:.3em 0">{scale}{told}</div>'
 
 
 def page_html(told: str, groups: Sequence[str]) -> str:

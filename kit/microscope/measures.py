@@ -47,7 +47,7 @@ class Measure:
         """Where the scale ends that shows all these values: the first of `ends` that only 1 in 100 goes beyond."""
         values = (value for completion in completions for value in self.values(completion) or ())
         sizes = sorted(abs(self.size(value)) for value in values if math.isfinite(value))
-        largest = sizes[(len(sizes) - 1) * 99 // 100] if sizes else 0.0
+        largest = sizes[math.ceil(0.99 * len(sizes)) - 1] if sizes else 0.0
         return next((end for end in self.ends if end >= largest), self.ends[-1])
 
     def share(self, value: float, end: float) -> float:

@@ -22,7 +22,13 @@ const options = (pairs) => pairs.map(([value, text]) => node("option", { value, 
 
 function render({ model, el }) {
   let timer = null;
-  const root = node("div", { class: "kit-microscope" });
+  // JupyterLab's own keys are not for what is in here; it also keeps Enter from ending an input.
+  const root = node("div", { class: "kit-microscope", "data-lm-suppress-shortcuts": "true" });
+  root.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.target.tagName !== "INPUT") return;
+    event.preventDefault();
+    event.target.dispatchEvent(new Event("change"));
+  });
   const status = node("div", { class: "status", role: "status", "aria-live": "polite" });
   const list = node("ul", { class: "list", role: "listbox", tabindex: "0", "aria-label": "groups of completions" });
   const pager = node("div", { class: "pager" });
@@ -35,6 +41,7 @@ function render({ model, el }) {
     timer = setTimeout(() => { status.textContent = "the kernel is busy: it answers after what it is doing"; }, PATIENCE);
   }
 
+  const choose = (number) => ask({ group: number, limit: model.get("about").limit });
   const filter = filters(model, (changes) => {
     const kept = { ...model.get("asked").filter, ...changes };
     ask({ filter: Object.fromEntries(Object.entries(kept).filter(([, value]) => value !== null)), page: 0 });
@@ -47,10 +54,11 @@ function render({ model, el }) {
     clearTimeout(timer);
     status.textContent = error || told;
     status.classList.toggle("error", Boolean(error));
-    list.replaceChildren(...lines.map((line) => row(line, model.get("asked").group, () => ask({ group: line.number }))));
+    list.replaceChildren(...lines.map((line) => row(line, model.get("asked").group, () => choose(line.number))));
     const chosen = list.querySelector('[aria-selected="true"]');
     if (chosen) list.setAttribute("aria-activedescendant", chosen.id);
     else list.removeAttribute("aria-activedescendant");
+    const focused = [...pager.children].indexOf(root.getRootNode().activeElement);
     const turn = (text, label, to) => {
       const button = node("button", { type: "button", text, "aria-label": label, on: { click: () => ask({ page: to }) } });
       button.disabled = to < 0 || to >= pages;
@@ -58,6 +66,7 @@ function render({ model, el }) {
     };
     pager.replaceChildren(turn("‹", "page before", page - 1),
       node("span", { text: `page ${page + 1} of ${Math.max(pages, 1)}` }), turn("›", "next page", page + 1));
+    pager.children[focused]?.focus();
   }
 
   list.addEventListener("keydown", (event) => {
@@ -67,11 +76,21 @@ function render({ model, el }) {
     event.preventDefault();
     const at = lines.findIndex((line) => line.number === model.get("asked").group);
     const to = Math.min(Math.max(at + by, 0), lines.length - 1);
-    if (lines[to].number !== model.get("asked").group) ask({ group: lines[to].number });
+    if (lines[to].number !== model.get("asked").group) choose(lines[to].number);
     list.children[to].scrollIntoView({ block: "nearest" });
   });
 
-  const showGroup = () => detail.replaceChildren(...group(model, ask));
+  let shown = null;
+  function showGroup() {
+    const focused = root.getRootNode().activeElement;
+    const bar = [".colours", ".same"].find((one) => detail.contains(focused) && focused.closest(one));
+    const top = model.get("group").number === shown ? detail.scrollTop : 0;
+    shown = model.get("group").number;
+    detail.replaceChildren(...group(model, ask, choose));
+    detail.scrollTop = top;
+    if (bar) detail.querySelector(`${bar} [aria-checked="true"], ${bar} [aria-pressed="true"]`)?.focus();
+  }
+
   const events = { "change:listing": showList, "change:group": showGroup, "change:colour_by": showGroup };
   for (const [name, handler] of Object.entries(events)) model.on(name, handler);
   showList();
@@ -137,13 +156,13 @@ function row(line, selected, click) {
     node("span", { class: "facts" }, [node("bdi", { text: line.facts }), node("span", { class: "marks" }, marks)])]);
 }
 
-function group(model, ask) {
+function group(model, ask, choose) {
   const found = model.get("group");
   if (!found.completions) return [node("p", { class: "muted", text: "Choose a group on the left." })];
   const name = model.get("colour_by");
   const measure = found.measures.find((one) => one.name === name);
   const same = found.same.map((other) => node("button", { type: "button", text: other.told, class: "step",
-    "aria-pressed": String(other.number === found.number), on: { click: () => ask({ group: other.number }) } }));
+    "aria-pressed": String(other.number === found.number), on: { click: () => choose(other.number) } }));
   const told = node("div", { class: "token", role: "status", "aria-live": "polite" });
   const silent = "Point at a token for its numbers, or go to a completion and use ← and →.";
   told.textContent = silent;
@@ -172,9 +191,7 @@ function colours(model, measures, chosen) {
     if (!by) return;
     event.preventDefault();
     const at = measures.findIndex((one) => one.name === chosen);
-    const parent = bar.parentElement;
     choose(measures[(at + by + measures.length) % measures.length].name);
-    parent?.querySelector('.colours [aria-checked="true"]')?.focus();
   });
   return bar;
 }
@@ -188,7 +205,7 @@ function legend({ ticks, title, formula, colours: shades }) {
 
 function more(rest, ask, model) {
   if (!rest) return [];
-  return [node("button", { type: "button", class: "more", text: `… ${rest} more characters`,
+  return [node("button", { type: "button", class: "more", text: `… ${rest.toLocaleString("en")} more characters`,
     on: { click: () => ask({ limit: model.get("asked").limit * 8 }) } })];
 }
 

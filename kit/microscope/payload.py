@@ -6,7 +6,7 @@ from typing import Any
 from kit.microscope.group import Completion
 from kit.microscope.measures import MEASURES, Measure, number
 from kit.microscope.rollouts import SORTS, Rollouts
-from kit.microscope.text import cut, excerpt, visible
+from kit.microscope.text import LIMIT, cut, excerpt, visible
 
 LINE = 120  # characters of a prompt in the list
 SAME = 60  # buttons for the same prompt at other steps
@@ -18,7 +18,7 @@ def about(rollouts: Rollouts) -> dict[str, Any]:
         name: [{"value": value, "text": excerpt(value, LINE)} for value in values]
         for name, values in rollouts.choices().items()
     }
-    return {"choices": choices, "sorts": list(SORTS)}
+    return {"choices": choices, "sorts": list(SORTS), "limit": LIMIT}
 
 
 def line_payload(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +71,10 @@ def role_of(completion: Completion) -> tuple[str, str]:
     """What it trained as, in a word or two, and in full."""
     if not completion.role:
         return "held out", "held out: of an evaluation"
-    short, full = ((completion.reason or "").partition(":")[0], completion.reason or "")
-    return tuple(visible(f"{completion.role}: {why}" if why else completion.role) for why in (short, full))
+    if not completion.reason:
+        return visible(completion.role), visible(completion.role)
+    short, _, _ = completion.reason.partition(":")
+    return visible(f"{completion.role}: {short}"), visible(f"{completion.role}: {completion.reason}")
 
 
 def _same_prompt(rollouts: Rollouts, chosen: int) -> list[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """The completions of run directories: a few small columns of all of them, the tokens of those that are shown."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from kit.microscope.filters import KINDS, Filter
 from kit.microscope.group import Completion, Group
@@ -18,6 +20,7 @@ from kit.recording import schema
 from kit.runlog import RunDirectoryError
 
 SCALARS = ["prompt_id", "task", "index", "reward", "version", "tokens", "role", "reason"]
+AT_ONCE = 64  # files whose texts are searched together
 FOLDERS = {"training": "rollouts", "evaluation": "evaluations"}
 STEP = re.compile(r"(?:.*_)?step_(\d+)\.parquet", re.DOTALL)
 SORTS = {
@@ -98,19 +101,27 @@ class Rollouts:
         rows = asked.rows(self.table)
         if not asked.text:
             return rows
-        kept: list[pa.Array] = []
-        numbers = self.table["file"].take(rows).combine_chunks()
-        for file in pc.unique(numbers).to_pylist():
-            mine = rows.filter(pc.equal(numbers, file))
-            texts = _table(self.files[file].path, ["prompt", "completion"]).take(pc.subtract(mine, self._starts[file]))
-            is_hit = pc.or_(*(pc.match_substring(texts[name], asked.text) for name in texts.column_names))
-            kept.append(mine.filter(is_hit.combine_chunks()))
-        return pa.concat_arrays(kept) if kept else rows
+        files = pc.unique(self.table["file"].take(rows)).to_pylist()
+        hits = [
+            hit for at in range(0, len(files), AT_ONCE) for hit in self._with_text(asked.text, files[at : at + AT_ONCE])
+        ]
+        return rows.filter(pc.is_in(rows, value_set=pa.array(hits, pa.int64())))
+
+    def _with_text(self, text: str, files: Sequence[int]) -> list[int]:
+        """Rows of these files with this text in the prompt or the completion."""
+        texts = _table([self.files[file].path for file in files], ["prompt", "completion", "__fragment_index"])
+        is_hit = pc.or_kleene(*(pc.match_substring(texts[name], text) for name in ("prompt", "completion")))
+        sizes = [self._starts[file + 1] - self._starts[file] for file in files]
+        moved = [self._starts[file] - start for file, start in zip(files, accumulate(sizes, initial=0), strict=False)]
+        hits = pc.indices_nonzero(pc.fill_null(is_hit, False))
+        return pc.add(hits.cast(pa.int64()), pa.array(moved).take(texts["__fragment_index"].take(hits))).to_pylist()
 
     def lines(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """What a list shows of these groups."""
         found = self.groups.take(pa.array(numbers, pa.int64())).to_pylist()
-        prompts = {file: _table(self.files[file].path, ["prompt"])["prompt"] for file in {line["file"] for line in found}}
+        prompts = {
+            file: _table([self.files[file].path], ["prompt"])["prompt"] for file in {line["file"] for line in found}
+        }
         for line in found:
             line["rewards"] = self.table["reward"].slice(line["row"], line["size"]).to_pylist()
             line["prompt"] = prompts[line["file"]][line["row"] - self._starts[line["file"]]].as_py()
@@ -127,7 +138,7 @@ class Rollouts:
         [line] = self.groups.slice(number, 1).to_pylist()
         ages = self.table["age"].slice(line["row"], line["size"]).to_pylist()
         start = line["row"] - self._starts[line["file"]]
-        rows = _table(self.files[line["file"]].path, None).slice(start, line["size"]).to_pylist()
+        rows = _table([self.files[line["file"]].path], None).slice(start, line["size"]).to_pylist()
         completions = tuple(_completion(row, age) for row, age in zip(rows, ages, strict=True))
         named = {name: line[name] for name in ("run", "kind", "step", "task", "prompt_id")}
         return Group(number=number, prompt=rows[0]["prompt"] or "", completions=completions, **named)
@@ -173,12 +184,7 @@ def _files(run: str, folder: Path) -> list[File]:
 
 def _read(files: Sequence[File]) -> pa.Table:
     """The small columns of all files, one after the other, and of each row: file, run, kind, step, age and group."""
-    try:
-        # Left to itself a dataset takes its schema from its first file.
-        dataset = ds.dataset([str(file.path) for file in files], schema=schema(), format="parquet")
-        table = dataset.to_table(columns=[*SCALARS, "__fragment_index"]).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise RunDirectoryError(f"expected completions written by a run, came what cannot be read: {error}") from error
+    table = _table([file.path for file in files], [*SCALARS, "__fragment_index"])
     file = table["__fragment_index"].combine_chunks()
     if table["index"].null_count:
         old = files[file[pc.index(pc.is_null(table["index"]), True).as_py()].as_py()].path
@@ -219,23 +225,22 @@ def _groups(table: pa.Table) -> pa.Table:
     )
 
 
-def _table(path: Path, names: Sequence[str] | None) -> pa.Table:
-    """Columns of one file; those that it does not have are null."""
-    wanted = schema() if names is None else pa.schema([schema().field(name) for name in names])
+def _table(paths: Sequence[Path], names: Sequence[str] | None) -> pa.Table:
+    """Columns of files, one after the other; those that a file does not have are null."""
     try:
-        found = pq.read_table(path, columns=wanted.names, memory_map=True, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RunDirectoryError(f"expected a parquet file, came {path} that cannot be read: {error}") from error
-    rows = found.num_rows
-    return pa.table(
-        {field.name: found[field.name] if field.name in found.column_names else pa.nulls(rows, field.type)
-         for field in wanted}
-    ).combine_chunks()  # fmt: skip
+        # Left to itself a dataset takes its schema from its first file.
+        dataset = ds.dataset([str(path) for path in paths], schema=schema(), format="parquet")
+        return dataset.to_table(columns=names).combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise RunDirectoryError(f"expected completions written by a run, came what cannot be read: {error}") from error
 
 
 def _completion(row: dict[str, Any], age: int) -> Completion:
     same = ("index", "tokens", "reward", "role", "reason", "finish_reason", "pieces")
     numbers = ("old_logprobs", "entropies", "logprobs", "ref_logprobs")
     return Completion(
-        text=row["completion"], rewards=dict(row["rewards"] or ()), age=age, **{name: row[name] for name in same + numbers}
+        text=row["completion"],
+        rewards=dict(row["rewards"] or ()),
+        age=age,
+        **{name: row[name] for name in same + numbers},
     )

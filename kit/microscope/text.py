@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from kit.doctor.finding import printable
 
+LIMIT = 2000  # characters of a prompt or a completion that are shown unless told otherwise
 MARKS = 2  # combining characters in a row that are drawn; more are written out, so that they do not pile up
 
 
 def visible(text: str) -> str:
-    r"""`text` with what cannot be seen written out, as Python writes it: control characters, ANSI codes, text direction,
+    r"""`text` with what cannot be seen written out as Python writes it: control characters, ANSI codes, text direction,
     zero width. A line break stays one, behind a sign; a combining character without a letter gets a dotted circle.
 
     >>> visible("a\x00\u202eb")

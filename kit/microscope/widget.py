@@ -8,11 +8,11 @@ import anywidget
 import traitlets
 
 from kit.microscope.filters import Filter
-from kit.microscope.html import LIMIT, group_html, page_html
+from kit.microscope.html import group_html, page_html
 from kit.microscope.measures import MEASURES
 from kit.microscope.payload import about, group_payload, line_payload
 from kit.microscope.rollouts import Found, Rollouts
-from kit.microscope.text import visible
+from kit.microscope.text import LIMIT, visible
 from kit.run import Run
 from kit.runlog import RunDirectoryError
 
@@ -69,9 +69,9 @@ class Microscope(anywidget.AnyWidget):
         shown = [group_html(self._rollouts.group(n), self.colour_by) for n in found.groups[:groups]]
         return page_html(self._told(found), shown)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The widget for a notebook that is open, the page for one that is only read."""
-        data, metadata = super()._repr_mimebundle_(include=include, exclude=exclude)
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         return data | {"text/html": self.html()}, metadata
 
     def _answer(self, change: Mapping[str, Any]) -> None:

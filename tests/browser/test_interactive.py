@@ -98,12 +98,21 @@ def test_a_run_is_watched_paused_changed_forked_and_replayed(lab: Lab, tmp_path:
         # The stop button of JupyterLab ends both at a step's end; what was done is on disk.
         notebook.javascript("jupyterapp.commands.execute('notebook:interrupt-kernel')")
         notebook.wait("return failed(argument)", loop)
+        idle = "return kernel() === 'idle' && panel.content.widgets.every(w => w.model.executionState !== 'running')"
+        notebook.wait(idle)  # the cells that waited behind the loop are given up
         assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
 
-        # The microscope shows what was drawn.
+        # The microscope shows what was drawn: one that was chosen, by how far the policy has moved since.
         microscope = notebook.find("Microscope(run)")
         notebook.run(microscope)
-        expect(notebook.output(microscope).get_by_text("chosen").first).to_be_visible()
+        output = notebook.output(microscope)
+        output.get_by_label("role", exact=True).select_option("chosen")
+        output.get_by_label("sort by").select_option("age")
+        output.get_by_label("descending").click()
+        expect(output.locator(".completion .chip", has_text="chosen").first).to_be_visible()
+        output.get_by_role("radio", name="ratio").click()
+        output.locator(".completion.chosen .t").first.hover()
+        expect(output.get_by_text("Token 1 of")).to_be_visible()
         notebook.screenshot("microscope_light", cell=microscope)
         notebook.set_theme("dark")
         notebook.screenshot("microscope_dark", cell=microscope)
