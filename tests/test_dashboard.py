@@ -290,5 +290,5 @@ def test_a_table_has_last_numbers_changes_and_findings(begin: Start) -> None:
     run.controls.set(beta=0.25)
     run.finish()
     table = dashboard.table()
-    assert f"{run.log.metrics()[2]['reward']:.4g}" in table and "beta = 0.25" in table
+    assert f"{run.log.metrics()[2]['reward']:.4g}" in table and "beta = 0.25" in table and "this run" in table
     assert "nats, summed over tokens" in table and "The doctor's findings" in table

@@ -206,7 +206,7 @@ def test_text_from_a_file_steers_nothing() -> None:
     curves = LiveCurves(HOSTILE)
     curves.extend(records, [event, {"event": "control", "step": 1, "changes": {HOSTILE: HOSTILE}}])
     curves.add_run(HOSTILE)
-    html = summary_html(curves.charts(), curves.series, curves.marks())
+    html = summary_html(curves.charts(), curves.series)
     assert "<img" not in html and "</script>" not in html and "&lt;img" in html
     assert "\x1b" not in html and "\u202e" not in html
     curves.figure().savefig("/dev/null", format="png")  # `$` is no formula
@@ -227,6 +227,12 @@ def test_an_event_that_a_resumed_run_repeats_is_marked_once() -> None:
     curves = of(DPO, [COLLAPSE])
     curves.push({"step": 6}, [COLLAPSE, COLLAPSE])
     assert len(curves.marks()) == 1
+
+
+def test_a_fork_has_its_own_marks_alone() -> None:
+    fork = Series("fork", start=3)
+    control = {"event": "control", "changes": {"beta": 0.2}}
+    assert [mark.step for mark in fork.mark([control | {"step": 2}, COLLAPSE, control | {"step": 4}])] == [3, 4]
 
 
 def test_changes_in_words() -> None:

@@ -7,6 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 128, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 20; // pixels
 const COLOURS = 7, STYLES = 4; // as in curves.css
 const JUDGED = 5; // steps that a finding looks back on
+const MANY = 60; // points, beyond which none is marked by a dot
 const DENSE = 12; // pixels between syncs, below which only their upper ends are drawn
 
 const node = (tag, className, text) => {
@@ -33,17 +34,41 @@ const written = (value) => {
 
 const ticks = (low, high, count) => {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= raw) * power;
+  const step = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw) * power;
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step);
   return found;
 };
 
-// The points of one line of one run: a fork's from the last one that it shares with its parent.
-const pointsOf = (series, metric) => {
-  const found = series.points.filter((point) => metric in point.values);
-  const shared = found.filter((point) => point.x.step < series.start).length;
-  return found.slice(Math.max(0, shared - 1));
+// The points of one line of one run as {x, y, low, high}: a fork's from the last one that it shares with its parent.
+const pointsOf = (series, metric, axis) => {
+  const found = [], low = `${metric}_low`, high = `${metric}_high`;
+  for (const { x, values } of series.points) {
+    if (!(metric in values)) continue;
+    if (x.step < series.start) found.pop(); // the one before is shared as well
+    found.push({ x: x[axis], y: values[metric], low: values[low], high: values[high] });
+  }
+  return found;
+};
+
+// Of many points within two pixels the lowest and the highest are enough: the line looks the same.
+const thinned = (points, from, to, pixels) => {
+  if (points.length < 2 * pixels) return points;
+  const kept = [], width = (2 * (to - from)) / pixels;
+  let low, high, place;
+  const keep = () => { if (low) kept.push(...(low === high ? [low] : low.x < high.x ? [low, high] : [high, low])); };
+  for (const point of points) {
+    const here = Math.floor((point.x - from) / width);
+    if (here !== place) {
+      keep();
+      [low, high, place] = [point, point, here];
+    }
+    if (point.y < low.y) low = point;
+    if (point.y > high.y) high = point;
+  }
+  keep();
+  if (kept.at(-1) !== points.at(-1)) kept.push(points.at(-1));
+  return kept;
 };
 
 const syncsOf = (series, axis) => {
@@ -60,16 +85,19 @@ const placeOf = (series, step, axis) => {
 const colourOf = (chart, line, run) => (line.colour + (chart.lines.length === 1 ? run : 0)) % COLOURS;
 const styleOf = (line, run) => (line.style + run) % STYLES;
 
-// What one panel draws on the chosen axis: for each line of each run its points as {x, y, low, high}.
-const curvesOf = (chart, series, axis) =>
-  (chart.stacked ? series.slice(0, 1) : series).flatMap((one, run) =>
-    chart.lines.map((line) => ({
-      line, run,
-      points: pointsOf(one, line.metric).map((point) => ({
-        x: point.x[axis], y: point.values[line.metric],
-        low: point.values[`${line.metric}_low`], high: point.values[`${line.metric}_high`],
-      })),
-    })));
+// What one panel draws on the chosen axis, at most some points a pixel.
+const curvesOf = (chart, series, axis, [from, to], pixels) => {
+  if (!chart.stacked) {
+    return series.flatMap((one, run) => chart.lines.map((line) => {
+      const points = pointsOf(one, line.metric, axis);
+      const isSparse = points.length < 3 || (points.length < one.points.length / 2 && points.length < MANY);
+      return { line, run, isSparse, points: thinned(points, from, to, pixels) };
+    }));
+  }
+  const step = Math.ceil(series[0].points.length / (2 * pixels)); // parts of a whole keep the same places
+  const one = { start: 0, points: series[0].points.filter((_, i) => i % step === 0) };
+  return chart.lines.map((line) => ({ line, run: 0, points: pointsOf(one, line.metric, axis) }));
+};
 
 const stack = (curves) => {
   const below = new Map();
@@ -84,7 +112,7 @@ const stack = (curves) => {
 
 const rangeOf = (chart, curves) => {
   const values = curves.flatMap((c) => c.points.flatMap((p) => [chart.stacked ? 0 : p.y, p.low ?? p.y, p.high ?? p.y]));
-  let low = Math.min(...values), high = Math.max(...values);
+  let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   if (chart.zero) low = Math.min(0, low);
   if (low === high) [low, high] = chart.zero ? [0, high || 1] : [low - (Math.abs(low) || 1) / 10, high + (Math.abs(high) || 1) / 10];
   const margin = 0.06 * (high - low);
@@ -115,14 +143,14 @@ class Panel {
     return places.reduce((best, place) => (Math.abs(place - x) < Math.abs(best - x) ? place : best), places[0]);
   }
 
-  draw() {
+  draw(width) {
     const { chart, view } = this, { series } = view.data, axis = view.axis;
     this.svg.replaceChildren();
-    const width = this.svg.clientWidth || 300;
-    this.curves = curvesOf(chart, series, axis);
+    const [first, last] = view.domain();
+    this.curves = curvesOf(chart, series, axis, [first, last], width - LEFT - RIGHT);
     if (chart.stacked) stack(this.curves);
     if (!this.curves.some((curve) => curve.points.length)) return;
-    const [first, last] = view.domain(), [low, high] = rangeOf(chart, this.curves);
+    const [low, high] = rangeOf(chart, this.curves);
     this.toX = (x) => LEFT + ((x - first) / (last - first)) * (width - LEFT - RIGHT);
     this.toY = (y) => TOP + ((high - y) / (high - low)) * (HEIGHT - TOP - BOTTOM);
     this.frame(width, [first, last], [low, high]);
@@ -150,7 +178,7 @@ class Panel {
   syncs(places) {
     const at = places.map(this.toX), spacing = at.length > 1 ? (at.at(-1) - at[0]) / (at.length - 1) : Infinity;
     const foot = spacing < DENSE ? TOP + 6 : HEIGHT - BOTTOM;
-    for (const x of at) shape("line", { class: "kit-sync", x1: x, x2: x, y1: TOP, y2: foot }, this.svg);
+    shape("path", { class: "kit-sync", d: at.map((x) => `M${x.toFixed(1)} ${TOP}V${foot}`).join("") }, this.svg);
   }
 
   marks(series, width) {
@@ -187,7 +215,7 @@ class Panel {
     }
   }
 
-  curve({ line, run, points }) {
+  curve({ line, run, points, isSparse }) {
     if (!points.length) return;
     const colour = `kit-c${colourOf(this.chart, line, run)}`;
     const path = (key) => points.map((p) => `${this.toX(p.x).toFixed(1)} ${this.toY(p[key]).toFixed(1)}`);
@@ -198,7 +226,6 @@ class Panel {
     }
     const classes = `kit-line ${colour} kit-s${styleOf(line, run)}`;
     shape("path", { class: classes, d: `M${path("y").join("L")}` }, this.svg);
-    const isSparse = points.length < 3 || points.length < this.view.data.series[run].points.length / 2;
     const dots = isSparse ? points : points.slice(-1);
     for (const p of dots) shape("circle", { class: `kit-dot ${colour}`, cx: this.toX(p.x), cy: this.toY(p.y), r: 1.8 }, this.svg);
   }
@@ -234,7 +261,7 @@ class Panel {
 
 class View {
   constructor(data, el) {
-    Object.assign(this, { data, axis: "step", cursor: null, panels: [], waiting: false });
+    Object.assign(this, { data, axis: "step", cursor: null, panels: [], waiting: false, cost: 0 });
     this.root = node("div", "kit-curves");
     this.bar = node("div", "kit-bar");
     this.runs = node("div", "kit-runs");
@@ -261,8 +288,7 @@ class View {
   }
 
   domain() {
-    const all = this.data.series.flatMap((one) => one.points.map((point) => point.x[this.axis]));
-    const last = all.reduce((a, b) => Math.max(a, b), 0);
+    const last = Math.max(0, ...this.data.series.map((one) => one.points.at(-1)?.x[this.axis] ?? 0));
     return [0, last || 1];
   }
 
@@ -287,14 +313,17 @@ class View {
     this.redraw();
   }
 
-  redraw() { // at most once a frame
+  redraw() { // at most once a frame, and in a fifth of the time: the run wants the processor too
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(() => {
+    setTimeout(() => requestAnimationFrame(() => {
+      const started = performance.now(); 
       this.waiting = false;
-      for (const panel of this.panels) panel.draw();
+      const widths = this.panels.map((panel) => panel.svg.clientWidth || 300); // before anything changes: one layout
+      this.panels.forEach((panel, i) => panel.draw(widths[i]));
       this.findings();
-    });
+      this.cost = performance.now() - started;
+    }), 4 * this.cost);
   }
 
   findings() {

@@ -86,7 +86,7 @@ class Dashboard:
 
     def table(self) -> str:
         """Last numbers, changes by hand and findings, as HTML."""
-        return summary_html(self.curves.charts(), self.curves.series, self.curves.marks())
+        return summary_html(self.curves.charts(), self.curves.series)
 
     def close(self) -> None:
         """Replace the live view by the figure and the tables, so that the file reads well without a kernel.

@@ -50,8 +50,7 @@ class Output:
 
     def html(self) -> str:
         """Figure and tables."""
-        curves = self._curves
-        return figure_html(curves.figure()) + summary_html(curves.charts(), curves.series, curves.marks())
+        return figure_html(self._curves.figure()) + summary_html(self._curves.charts(), self._curves.series)
 
     def _seen(self) -> None:
         if self._has_ended:  # by a page that asked while the last steps were made

@@ -84,8 +84,9 @@ class Series:
         return point
 
     def mark(self, events: Iterable[Mapping[str, Any]]) -> list[Mark]:
-        """Add what events are marks and are not known; a resumed run repeats some. Returns the new ones."""
-        new = [mark for mark in dict.fromkeys(map(Mark.of, events)) if mark and mark not in self.marks]
+        """Add the marks among events, and return them. A resumed run repeats some, a fork begins with its parent's."""
+        found = [mark for mark in dict.fromkeys(map(Mark.of, events)) if mark and mark.step >= self.start]
+        new = [mark for mark in found if mark not in self.marks]
         self.marks += new
         return new
 

@@ -8,25 +8,25 @@ from html import escape
 from matplotlib.figure import Figure
 
 from kit.dashboard.panels import Chart
-from kit.dashboard.series import Mark, Series
+from kit.dashboard.series import Series
 
 DPI = 100
 
 
-def summary_html(charts: Sequence[Chart], series: Sequence[Series], marks: Sequence[Mark]) -> str:
+def summary_html(charts: Sequence[Chart], series: Sequence[Series]) -> str:
     """Three tables; text from a run or a file is escaped."""
     numbers = [
         [chart.panel.title, line.label, chart.panel.unit, *(_last(one, line.metric) for one in series)]
         for chart in charts
         for line in chart.lines
     ]
-    changes = [[str(mark.step), mark.text] for mark in marks if mark.kind == "control"]
-    findings = [[str(m.step), m.severity, m.name, m.text] for m in marks if m.kind == "finding"]
-    head = ["", "last value of", "unit", *(one.label for one in series)]
+    marks = sorted(((mark, one.label) for one in series for mark in one.marks), key=lambda pair: pair[0].step)
+    changes = [[label, str(mark.step), mark.text] for mark, label in marks if mark.kind == "control"]
+    findings = [[label, str(m.step), m.severity, m.name, m.text] for m, label in marks if m.kind == "finding"]
     return "".join([
-        _table("Numbers", head, numbers),
-        _table("Changed by hand", ["from step", "to"], changes),
-        _table("The doctor's findings", ["step", "severity", "finding", "seen, and what to do"], findings),
+        _table("Numbers", ["", "last value of", "unit", *(one.label for one in series)], numbers),
+        _table("Changed by hand", ["run", "from step", "to"], changes),
+        _table("The doctor's findings", ["run", "step", "severity", "finding", "seen, and what to do"], findings),
     ])  # fmt: skip
 
 

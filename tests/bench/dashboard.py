@@ -3,7 +3,7 @@
 Two runs of one configuration make the same steps; one has a dashboard to which a page listens, so that every new
 number is sent through the kernel's own sockets. Both are the embedded task at its usual size. The ratio of a step to
 its twin carries the noise of both; what the dashboard itself takes between two steps is therefore timed as well.
-No page draws here: that happens in the browser's process.
+No page draws here: that happens in the browser's process, to which `measure` in a notebook of JupyterLab adds it.
 """
 
 import argparse
@@ -23,6 +23,8 @@ WARM_UP = 3  # steps of each side that do not count
 
 def measure(model: str, steps: int, threads: int, path: str) -> None:
     """In the kernel: step both runs in turns and write seconds by name to `path`."""
+    from IPython.display import display
+
     from kit.config import RunConfig
     from kit.dashboard import Dashboard
     from kit.objectives import DPO
@@ -37,6 +39,7 @@ def measure(model: str, steps: int, threads: int, path: str) -> None:
         folder = Path(path).parent / name
         runs[name] = Run(config, task=Arithmetic(), objective=DPO(), sync=Every(1), out_dir=folder)
     dashboard = Dashboard(runs["with"])
+    display(dashboard)
     dashboard.curves._handle_custom_msg({"kind": "ready"}, [])  # as if a page had opened
     own: list[float] = []
     runs["with"].listeners[:] = [timed(listener, own) for listener in runs["with"].listeners]
