@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 
 from kit.config import Lora
-from kit.doctor.finding import printable
+from kit.printable import printable
 from kit.progress import X_AXES
-from kit.study import execute_notebook, parse_value, run_study
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def demo(chosen: argparse.Namespace) -> int:
     """Execute the tour on the embedded model and print its headline table."""
+    from kit.study import execute_notebook  # papermill takes seconds to import
+
     started = time.perf_counter()
     out_dir = ROOT / "papermill_runs" / "tour"
     shutil.rmtree(out_dir, ignore_errors=True)  # a demo shows this machine's own run, never an earlier one
@@ -33,12 +34,16 @@ def demo(chosen: argparse.Namespace) -> int:
 
 def execute(chosen: argparse.Namespace) -> int:
     """Execute a notebook; unknown or mistyped parameters are refused."""
+    from kit.study import execute_notebook, parse_value  # as above
+
     execute_notebook(chosen.notebook, chosen.output, {name: parse_value(text) for name, text in chosen.parameter})
     return 0
 
 
 def study(chosen: argparse.Namespace) -> int:
     """Execute what is unfinished of a study."""
+    from kit.study import run_study  # as above
+
     print(f"results: {run_study(chosen.folder, jobs=chosen.jobs)}")
     return 0
 

@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from kit.fork import origin_of, recorded_controls
 from kit.progress import X_AXES, Progress, axes_of
 from kit.runlog import read_jsonl
+from kit.settings import changes_text
 from kit.statistics import Interval, mean_interval
 
 REGIME_COLOURS = {"offline": "#E69F00", "semi-online": "#2A9D8F", "online": "#1F3B73"}
@@ -120,16 +121,6 @@ class Curve:
             positions, found = zip(*complete[step], strict=True)
             points.append((step if x == "step" else fmean(positions), _interval(found, metric)))
         return points
-
-
-def changes_text(changes: Mapping[str, Any]) -> str:
-    """What was changed by hand, for a legend.
-
-    >>> changes_text({"sync_interval": None, "learning_rate": 1e-05})
-    's = ∞, learning_rate = 1e-05'
-    """
-    texts = {**changes, "sync_interval": _interval_text(changes.get("sync_interval"))}
-    return ", ".join(f"{'s' if knob == 'sync_interval' else knob} = {texts[knob]}" for knob in changes)
 
 
 def _interval_text(sync_interval: int | str | None) -> str:

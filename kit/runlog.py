@@ -4,7 +4,7 @@
     env.json        versions, device, revision    events.jsonl     what happened: start, resume, interrupt
     status.json     running, finished, ...        receipts.jsonl   one a sync
     rollouts/       step_NNNNNN.parquet           checkpoints/     see kit.checkpoint
-    evaluations/    TASK_step_NNNNNN.parquet      the columns of both: kit.recording
+    evaluations/    TASK_step_NNNNNN.parquet      the columns of both: kit.columns
 
 Metrics carry TRL's names where the quantity is the same. `METRICS` defines each once; `*` stands for any text.
 """
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kit.recording import write_columns
+from kit.columns import write_columns
 from kit.rewards.combine import function_name
 
 METRICS = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from kit.config import RunConfig
 from kit.objectives import Objective
+from kit.printable import printable
 from kit.sync import Every, Never, Schedule, every
 
 OF_THE_CONFIG = ("learning_rate", "seed")
@@ -78,3 +79,14 @@ class Settings:
         objective = replace(self.objective, **of_objective)  # pyright: ignore[reportArgumentType, reportCallIssue]
         sync = every(changes["sync_interval"]) if "sync_interval" in changes else self.sync
         return Settings(config, objective, sync)
+
+
+def changes_text(changes: Mapping[str, Any]) -> str:
+    r"""Values of knobs for a reader.
+
+    >>> changes_text({"sync_interval": None, "learning_rate": 5e-05})
+    's = ∞, learning_rate = 5e-05'
+    """
+    names = {"sync_interval": "s"}
+    values = [(names.get(name, name), "∞" if value is None else value) for name, value in changes.items()]
+    return printable(", ".join(f"{name} = {value}" for name, value in values))

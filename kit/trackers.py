@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kit.doctor.finding import printable
+from kit.printable import printable
 from kit.training import Record
 
 logger = logging.getLogger(__name__)

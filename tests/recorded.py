@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kit.recording import write_columns
+from kit.columns import write_columns
 
 WORDS = ("carry", "borrow", "\\boxed{79}", "<b>bold</b>", "ünïcödé", "79", "\n")
 

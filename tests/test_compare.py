@@ -10,8 +10,8 @@ import pytest
 
 from kit.cli import main
 from kit.compare import Comparison, compare
-from kit.doctor.finding import printable
 from kit.objectives import GRPO
+from kit.printable import printable
 from kit.runlog import RunDirectoryError
 from kit.sync import Every
 from tests.run_folders import evaluated, forked, write_run

@@ -11,9 +11,10 @@ import pytest
 from kit.dashboard import LiveCurves
 from kit.dashboard.events import Tail
 from kit.dashboard.panels import PANELS, Panel, charts, is_drawn
-from kit.dashboard.series import Mark, Series, in_words
+from kit.dashboard.series import Mark, Series
 from kit.dashboard.summary import summary_html
 from kit.runlog import is_defined
+from kit.settings import changes_text
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202e$\\frac{$"
@@ -235,8 +236,8 @@ def test_a_fork_has_its_own_marks_alone() -> None:
     assert [mark.step for mark in fork.mark([control | {"step": 2}, COLLAPSE, control | {"step": 4}])] == [3, 4]
 
 
-def test_changes_in_words() -> None:
-    assert in_words({"sync_interval": 100, "beta": 0.2, "x\n": "\u202e"}) == "s = 100, beta = 0.2, x\\n = \\u202e"
+def test_changes_changes_text() -> None:
+    assert changes_text({"sync_interval": 100, "beta": 0.2, "x\n": "\u202e"}) == "s = 100, beta = 0.2, x\\n = \\u202e"
 
 
 def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:

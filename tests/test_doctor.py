@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kit.doctor import Doctor, Finding, Setup
-from kit.doctor.finding import excerpt, printable
+from kit.printable import excerpt, printable
 from tests.records import healthy, run_of, told
 
 

@@ -31,7 +31,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_what_was_described_comes_back(value: Any) -> None:
     assert value_of(json.loads(json.dumps(describe(value)))) == value
 

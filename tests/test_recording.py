@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from kit.columns import COLUMNS, as_table
 from kit.importance import DecoupledPPO
 from kit.learner import Logprobs, NonFiniteError
 from kit.objectives import DPO, GRPO
 from kit.pairing import all_pairs
-from kit.recording import COLUMNS, Recorder, as_table, prompt_text, roles_of
+from kit.recording import Recorder, prompt_text, roles_of
 from kit.rollouts import Batch, totals_of
 from kit.run import Run
 from kit.sync import Every, Never
@@ -137,7 +138,7 @@ def test_a_prompt_is_kept_as_it_is_read(content: Any, text: str) -> None:
 
 
 def test_an_unknown_column_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"columns of kit.recording.COLUMNS, came \['rewrd'\]"):
+    with pytest.raises(ValueError, match=r"columns of kit.columns.COLUMNS, came \['rewrd'\]"):
         as_table({"rewrd": [1.0]})
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kit.doctor import Diagnosis, examine_run
-from kit.doctor.finding import printable
 from kit.fork import Origin, origin_of, recorded_controls
-from kit.plots import changes_text
+from kit.printable import printable
 from kit.runlog import RunDirectoryError, read_jsonl
+from kit.settings import changes_text
 
 Names = tuple[str, ...]  # of a setting, from the outside in: ("objective", "DPO", "beta")
 MEASURING = {  # settings that say how long a run is, how it is computed and looked at, not what it learns from

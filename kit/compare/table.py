@@ -9,8 +9,9 @@ from statistics import fmean
 
 from kit.compare.arms import Arm, SavedRun
 from kit.compare.figures import QUALITY, logged_by
-from kit.doctor.finding import SEVERITIES, printable
+from kit.doctor.finding import SEVERITIES
 from kit.plots import Curve, label_of
+from kit.printable import printable
 from kit.progress import Progress, axes_of
 from kit.statistics import Interval
 

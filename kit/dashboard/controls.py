@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from kit.dashboard.forks import Forks
 from kit.dashboard.knobs import KNOBS, Knob, as_value
-from kit.doctor.finding import printable
+from kit.printable import printable
 from kit.run import Run
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from kit.dashboard.figure import draw
 from kit.dashboard.panels import Chart, charts
 from kit.dashboard.series import Mark, Series
-from kit.doctor.finding import printable
+from kit.printable import printable
 from kit.progress import X_AXES
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.events import Tail
-from kit.dashboard.series import in_words
 from kit.run import Run
+from kit.settings import changes_text
 from kit.training import Record
 
 REFUSALS = (ValueError, TypeError, RuntimeError, OSError)  # of a fork, or of a step of it; the parent goes on
@@ -77,7 +77,7 @@ class Forks:
     def end(self) -> None:
         """The run is at its end: what was asked too late is told."""
         if self._asked:
-            self.trouble = f"no fork with {in_words(self._asked.pop())}: the run ended before"
+            self.trouble = f"no fork with {changes_text(self._asked.pop())}: the run ended before"
             self._asked.clear()
 
     def _make(self, changes: Mapping[str, Any]) -> None:
@@ -85,9 +85,9 @@ class Forks:
         try:
             fork = self._run.fork(**changes)
         except REFUSALS as error:
-            self.trouble = f"no fork with {in_words(changes)}: {error}"
+            self.trouble = f"no fork with {changes_text(changes)}: {error}"
             return
-        label = f"{in_words(changes) or 'the same'} from step {step}"
+        label = f"{changes_text(changes) or 'the same'} from step {step}"
         if label in self.runs:
             label += f" ({fork.log.path.name})"
         Feed(fork, self._curves, self._curves.add_run(label, start=step))

@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from kit.controls import Controls
-from kit.doctor.finding import printable
+from kit.printable import printable
 
 INTERVALS = ("1", "2", "3", "5", "10", "20", "50", "100", "200", "500", "never")  # steps
 KNOBS = {  # what a person turns, in this order, and what it is called

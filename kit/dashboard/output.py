@@ -8,7 +8,7 @@ from IPython.display import DisplayHandle, display
 
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.summary import figure_html, summary_html
-from kit.doctor.finding import printable
+from kit.printable import printable
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 Bundle = dict[str, Any]

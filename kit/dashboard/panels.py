@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kit.doctor.finding import printable
+from kit.printable import printable
 
 TASK = "task/"  # in runs of several tasks: task/{name}/{metric}
 

@@ -7,8 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 from kit.dashboard.panels import is_drawn
-from kit.doctor.finding import SEVERITIES, printable
+from kit.doctor.finding import SEVERITIES
+from kit.printable import printable
 from kit.progress import Progress
+from kit.settings import changes_text
 
 JUDGED = 5  # records that the doctor's rules look back on: what is marked as suspicious
 
@@ -42,7 +44,7 @@ class Mark:
         if not isinstance(step, int):
             return None
         if event.get("event") == "control" and isinstance(event.get("changes"), Mapping):
-            return cls("control", step, "changed by hand", in_words(event["changes"]))
+            return cls("control", step, "changed by hand", changes_text(event["changes"]))
         if event.get("event") == "doctor":
             about = f" ({event['about']})" if event.get("about") else ""
             text = f"{event.get('seen')}\nWhat to do: {event.get('remedy')}"
@@ -109,17 +111,6 @@ class Series:
     def place(self, step: int, axis: str = "step") -> float:
         """Where a step is on an axis: that of the last record up to it."""
         return max((point.x[axis] for point in self.points if point.x["step"] <= step), default=0.0)
-
-
-def in_words(changes: Mapping[str, Any]) -> str:
-    r"""Values of knobs for a reader.
-
-    >>> in_words({"sync_interval": None, "learning_rate": 5e-05})
-    's = never, learning_rate = 5e-05'
-    """
-    names = {"sync_interval": "s"}
-    values = [(names.get(name, name), "never" if value is None else value) for name, value in changes.items()]
-    return printable(", ".join(f"{name} = {value}" for name, value in values))
 
 
 def _is_finite(value: Any) -> bool:

@@ -6,9 +6,10 @@ from functools import partial
 from jinja2 import TemplateError
 
 from kit.doctor.ending import CONVERSATION
-from kit.doctor.finding import Finding, excerpt
+from kit.doctor.finding import Finding
 from kit.doctor.parts import Parts
 from kit.models.reward_model import RewardModel
+from kit.printable import excerpt
 from kit.rewards.combine import function_name
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion, as it was recorded (`kit.recording.COLUMNS`). What is None was not known or not asked."""
+    """One completion, as it was recorded (`kit.columns.COLUMNS`). What is None was not known or not asked."""
 
     index: int  # within its group
     text: str

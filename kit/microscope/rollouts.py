@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from kit.columns import schema
 from kit.microscope.filters import KINDS, Filter
 from kit.microscope.group import Completion, Group
-from kit.recording import schema
 from kit.runlog import RunDirectoryError
 
 SCALARS = ["prompt_id", "task", "index", "reward", "version", "tokens", "role", "reason"]
@@ -188,7 +188,7 @@ def _read(files: Sequence[File]) -> pa.Table:
     file = table["__fragment_index"].combine_chunks()
     if table["index"].null_count:
         old = files[file[pc.index(pc.is_null(table["index"]), True).as_py()].as_py()].path
-        raise RunDirectoryError(f"expected the columns of kit.recording, came {old} without them: make the run again")
+        raise RunDirectoryError(f"expected the columns of kit.columns, came {old} without them: make the run again")
     of_file = {name: pa.array([getattr(f, name) for f in files]) for name in ("run", "kind", "step")}
     columns = {name: values.take(file) for name, values in of_file.items()}
     version = pc.coalesce(table["version"], columns["step"])  # an evaluation samples from the policy of its step

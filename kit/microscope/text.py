@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from kit.doctor.finding import printable
+from kit.printable import printable
 
 LIMIT = 2000  # characters of a prompt or a completion that are shown unless told otherwise
 MARKS = 2  # combining characters in a row that are drawn; more are written out, so that they do not pile up
