@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from kit.dashboard import LiveCurves
 from kit.dashboard.messages import browser_poll
-from kit.dashboard.output import Output
 from kit.doctor import Doctor, Setup, tell
 
 EVALUATED = {  # of fresh completions of the policy, where an evaluation draws some
@@ -39,7 +38,7 @@ class LiveCallback(TrainerCallback):
     def __init__(self, label: str = "this run") -> None:
         self.curves, self.doctor = LiveCurves(label), Doctor()
         self._state = TrainerState()
-        self._output = Output(self.curves, lambda: f"{self._state.global_step} of {self._state.max_steps} steps")
+        self._output = self.curves.output(lambda: f"{self._state.global_step} of {self._state.max_steps} steps")
         self._answer_browser = browser_poll()  # None outside of a notebook
         self._seconds, self._began = 0.0, 0.0  # of the steps since the log before; when the step at hand began
 

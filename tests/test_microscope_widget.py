@@ -95,13 +95,6 @@ def test_nothing_found_is_shown_as_such(folder: Path) -> None:
     assert "0 of 320 completions, in 0 groups" in microscope.html()
 
 
-def test_both_the_widget_and_the_page_are_displayed(folder: Path) -> None:
-    bundle = Microscope(folder, colour_by="entropy")._repr_mimebundle_()
-    assert bundle is not None
-    assert "application/vnd.jupyter.widget-view+json" in bundle[0]
-    assert "320 of 320 completions" in bundle[0]["text/html"] and "entropy: H(π_old)" in bundle[0]["text/html"]
-
-
 def test_a_run_is_opened_as_its_directory(start: Callable[..., Run], tmp_path: Path) -> None:
     run = start(tmp_path, max_steps=2)
     run.finish()

@@ -2,6 +2,5 @@
 
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.dashboard import Dashboard
-from kit.dashboard.output import Output
 
-__all__ = ["Dashboard", "LiveCurves", "Output"]
+__all__ = ["Dashboard", "LiveCurves"]

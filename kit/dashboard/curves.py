@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from kit.dashboard.figure import draw
 from kit.dashboard.panels import Chart, charts
 from kit.dashboard.series import Mark, Series
+from kit.dashboard.summary import figure_html, summary_html
+from kit.output import Output
 from kit.printable import printable
 from kit.progress import X_AXES
 
@@ -108,6 +111,16 @@ class LiveCurves(anywidget.AnyWidget):
         """The doctor's findings and the changes by hand, of all runs, in the order of their steps."""
         found = dict.fromkeys(mark for series in self.series for mark in series.marks)
         return sorted(found, key=lambda mark: mark.step)
+
+    def html(self) -> str:
+        """Figure and tables, for a file."""
+        return figure_html(self.figure()) + summary_html(self.charts(), self.series)
+
+    def output(self, caption: Callable[[], str], view: widgets.Widget | None = None) -> Output:
+        """How they are shown in a cell and kept in a file, alone or as a part of `view`."""
+        made = Output(self if view is None else view, self.html, lambda: self.is_seen, caption)
+        self.when_seen = made.seen
+        return made
 
     def _answer(self, widget: Any, message: Any, buffers: Any) -> None:
         """A browser asks for everything: it has just opened, or has missed something."""

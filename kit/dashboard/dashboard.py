@@ -9,7 +9,6 @@ from kit.dashboard.controls import ControlPanel
 from kit.dashboard.curves import LiveCurves
 from kit.dashboard.forks import Feed, Forks
 from kit.dashboard.messages import browser_poll
-from kit.dashboard.output import Output
 from kit.dashboard.summary import summary_html
 from kit.run import Run
 from kit.training import Record
@@ -44,7 +43,7 @@ class Dashboard:
         self.forks = Forks(run, self.curves)
         self.controls = ControlPanel(run, self.forks)
         self.widget = widgets.VBox([self.controls.widget, self.curves])
-        self._output = Output(self.curves, self._caption, self.widget)
+        self._output = self.curves.output(self._caption, self.widget)
         if run.step == run.config.max_steps:
             self._output.end()
         run.listeners.append(self)

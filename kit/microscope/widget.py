@@ -13,6 +13,7 @@ from kit.microscope.measures import MEASURES
 from kit.microscope.payload import about, group_payload, line_payload
 from kit.microscope.rollouts import Found, Rollouts
 from kit.microscope.text import LIMIT, visible
+from kit.output import Output, in_a_page
 from kit.run import Run
 from kit.runlog import RunDirectoryError
 
@@ -69,10 +70,11 @@ class Microscope(anywidget.AnyWidget):
         shown = [group_html(self._rollouts.group(n), self.colour_by) for n in found.groups[:groups]]
         return page_html(self._told(found), shown)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The widget for a notebook that is open, the page for one that is only read."""
-        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
-        return data | {"text/html": self.html()}, metadata
+    def _ipython_display_(self) -> None:
+        title = "the first groups, as this file keeps them"
+        output = Output(self, self.html, in_a_page, lambda: self._told(self._find(self._answered)), title)
+        output.end()  # what was recorded is all there is
+        output.show()
 
     def _answer(self, change: Mapping[str, Any]) -> None:
         """To a question from the browser; what it cannot ask is told there."""

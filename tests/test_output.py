@@ -1,4 +1,4 @@
-"""An executed notebook that nobody watched: the dashboard's output is a figure and tables, without a widget."""
+"""An executed notebook that nobody watched: figures and tables are what is put out, without a widget."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+
+from kit.output import in_a_page
 
 ROOT = Path(__file__).parents[1]
 MAKE = """
@@ -49,3 +51,17 @@ def test_the_file_keeps_the_figure_and_the_tables_alone(
     assert re.search(r'src="data:image/png;base64,\w', page) and "<table>" in page and "Log-probs of pairs" in page
     assert "changed by hand" in page.lower() and f"{done} of 12 steps" in text
     assert not any(output.output_type == "error" for cell in document.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_the_file_keeps_the_microscopes_first_groups(tiny_folder: Path, tmp_path: Path) -> None:
+    look = "from kit.microscope import Microscope\nrun.finish()\nMicroscope(run)"
+    (_, cell) = executed(tmp_path, tiny_folder, look).cells[-2:]
+    bundles = [output["data"] for output in cell.outputs if output.output_type == "display_data"]
+    assert "widget-view" not in str(bundles)
+    (page,) = [data["text/html"] for data in bundles if data.get("text/html")]
+    assert "completions, in" in page and "<section" in page
+
+
+def test_outside_of_a_kernel_there_is_no_page() -> None:
+    assert not in_a_page()

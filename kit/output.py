@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
+from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from kit.dashboard.curves import LiveCurves
-from kit.dashboard.summary import figure_html, summary_html
 from kit.printable import printable
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -16,22 +15,25 @@ NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 
 
 class Output:
-    """Curves as they are shown: two outputs of a cell, the live view, and below it what the file keeps.
+    """Something alive as it is shown: two outputs of a cell, the live view, and below it what the file keeps.
 
-    A file that no page showed, as papermill makes it, holds the figure and the tables alone once `end` was called.
+    A file that no page showed, as papermill makes it, holds what is kept alone once `end` was called.
 
     Args:
-        curves: what is kept, and what tells whether a page has asked.
+        view: what is alive.
+        html: makes what is kept.
+        is_seen: whether a page shows the view.
         caption: one line for a reader who gets neither.
-        view: what is alive; None = the curves alone.
+        title: of what is kept, while it is folded below the view.
     """
 
-    def __init__(self, curves: LiveCurves, caption: Callable[[], str], view: widgets.Widget | None = None) -> None:
-        self._curves, self._caption = curves, caption
-        self._view = curves if view is None else view
+    def __init__(
+        self, view: widgets.Widget, html: Callable[[], str], is_seen: Callable[[], bool], caption: Callable[[], str],
+        title: str = "figure and tables, as this file keeps them",
+    ) -> None:  # fmt: skip
+        self._view, self._html, self._is_seen, self._caption, self._title = view, html, is_seen, caption, title
         self._handles: list[tuple[DisplayHandle, ...]] = []
         self._has_ended = self._is_closed = False
-        curves.when_seen = self._seen
 
     def show(self) -> None:
         """Display it in the cell at hand; more than once if need be."""
@@ -39,21 +41,18 @@ class Output:
         self._handles.append(tuple(handle for handle in made if handle is not None))
 
     def end(self) -> None:
-        """No more records: keep figure and tables, below the live view if there is one."""
+        """Nothing new will come: keep what there is, below the live view if a page shows one."""
         self._has_ended = True
         self._update()
 
     def close(self) -> None:
-        """Replace the live view by figure and tables: a page without this kernel cannot show it."""
+        """Replace the live view by what is kept: a page without this kernel cannot show it."""
         self._is_closed = True
         self._update()
 
-    def html(self) -> str:
-        """Figure and tables."""
-        return figure_html(self._curves.figure()) + summary_html(self._curves.charts(), self._curves.series)
-
-    def _seen(self) -> None:
-        if self._has_ended:  # by a page that asked while the last steps were made
+    def seen(self) -> None:
+        """A page has begun to show the view."""
+        if self._has_ended:  # by a page that asked while the last things happened
             self._update()
 
     def _update(self) -> None:
@@ -68,8 +67,14 @@ class Output:
         live: Bundle = {VIEW: view, "text/plain": caption}
         if not self._has_ended and not self._is_closed:
             return live, NOTHING
-        kept = self.html()
-        if self._is_closed or not self._curves.is_seen:
+        kept = self._html()
+        if self._is_closed or not self._is_seen():
             return {"text/html": kept, "text/plain": caption}, NOTHING
-        folded = f"<details><summary>figure and tables, as this file keeps them</summary>{kept}</details>"
+        folded = f"<details><summary>{self._title}</summary>{kept}</details>"
         return live, {"text/html": folded, "text/plain": caption}
+
+
+def in_a_page() -> bool:
+    """Whether the cell at hand was run from a page, which says which of its cells it is; papermill says nothing."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and bool(kernel.get_parent("shell").get("metadata"))
