@@ -110,6 +110,7 @@ def test_a_run_is_watched_paused_changed_forked_and_replayed(lab: Lab, tmp_path:
         output.get_by_label("sort by").select_option("age")
         output.get_by_label("descending").click()
         expect(output.locator(".completion .chip", has_text="chosen").first).to_be_visible()
+        output.locator(".list > *").first.click()
         output.get_by_role("radio", name="ratio").click()
         output.locator(".completion.chosen .t").first.hover()
         expect(output.get_by_text("Token 1 of")).to_be_visible()
