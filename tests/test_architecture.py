@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "kit").rglob("*.py"))
 LAYERS = {
     0: "types config",
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
-    "rollouts toy preferences winrate ranking selection progress printable",
+    "rollouts toy preferences winrate ranking selection progress printable differences",
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
     "export memory timing settings controls fork",
     3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
@@ -32,6 +32,7 @@ PURE_PACKAGES = {"kit", "torch", "jaxtyping"} | sys.stdlib_module_names
 PURE_EXCEPTIONS = {
     "rewards": {"math_verify", "latex2sympy2_extended"},
     "winrate": {"sklearn"},
+    "statistics": {"scipy"},
     "ranking": {"sklearn"},
 }
 # Imported by the function that needs them.
