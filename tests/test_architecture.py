@@ -18,7 +18,7 @@ LAYERS = {
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
     "rollouts toy preferences winrate ranking selection progress printable differences",
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
-    "export memory timing settings controls fork",
+    "export costs memory timing settings controls fork",
     3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
     4: "plots gap_plots output compare dashboard microscope trl_callback exercises cli",
 }
