@@ -37,7 +37,8 @@ def run(chosen: argparse.Namespace) -> int:
 def ending(study: Study, outcome: Outcome) -> list[str]:
     """What went wrong, and how to go on."""
     lines = [f"failed: {name}: {cause} ({study.runs[name].output})" for name, cause in outcome.failed.items()]
-    lines += [f"not started: {name} waits for {other}, which is not finished" for name, other in outcome.waiting.items()]
+    blocked = outcome.waiting.items()
+    lines += [f"not started: {name} waits for {other}, which is not finished" for name, other in blocked]
     if outcome.interrupted:
         lines.append(f"interrupted: {len(outcome.interrupted)} of {len(study.runs)} runs are not finished")
     if lines:

@@ -144,10 +144,12 @@ class _Conductor:
 
     def _start(self) -> None:
         """In the file's order, as far as there is room and what comes before is finished."""
+        lost = {*self.outcome.failed, *self.outcome.interrupted, *self.outcome.waiting}
         for name in tuple(self.pending):
             before = self.study.runs[name].after
-            if before is not None and before in (*self.outcome.failed, *self.outcome.waiting, *self.outcome.interrupted):
+            if before is not None and before in lost:
                 self.outcome.waiting[name] = before
+                lost.add(name)
                 self.pending.remove(name)
             elif before is None or before in self.outcome.finished:
                 execution = self.executor.start(self.jobs[name])

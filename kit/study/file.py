@@ -109,7 +109,7 @@ class _Reader:
             return None
         notebook, declared = found
         self._declared, self._called = declared, notebook.name
-        for name, remedy in OF_THE_STUDY.items():
+        for name in OF_THE_STUDY:
             if name not in declared:
                 self.mistakes.append(f"notebook: {notebook.name} has no parameter {name!r}, which a study sets: add it")
         shared = self._parameters("shared", self.content.get("shared"))
@@ -188,7 +188,7 @@ class _Reader:
         if "model_name_or_path" in arms[arm]:
             self.mistakes.append(f"arms.{arm}.model_name_or_path: not together with `after`, which sets it: remove one")
         if "model_name_or_path" not in self._declared:
-            self.mistakes.append(f"arms.{arm}.after: {self._called} has no parameter 'model_name_or_path' to start from")
+            self.mistakes.append(f"arms.{arm}.after: {self._called} has no parameter 'model_name_or_path' for it")
 
     def _grid(self) -> list[dict[str, Any]]:
         """The combinations, the last name varying fastest."""
@@ -204,7 +204,7 @@ class _Reader:
             for number, value in enumerate(values):
                 self._parameters(f"grid.{name}", {name: value})
                 if not NAME.fullmatch(f"{name}={value}"):
-                    self.mistakes.append(f"grid.{name}: {_shown(value)} cannot be part of a file's name: make it an arm")
+                    self.mistakes.append(f"grid.{name}: {_shown(value)} cannot be in a file's name: make it an arm")
                 if value in values[:number]:
                     self.mistakes.append(f"grid.{name}: {_shown(value)} is there twice: remove one")
         if self.mistakes:

@@ -58,12 +58,13 @@ class Parameter:
             return f"{said} a number, got nan"
         if value is None:
             return None
-        broken = [allowed for allowed in self.ranges if value not in allowed]
+        broken = [each for each in self.ranges if value not in each]
         if not broken:
             return None
         close = difflib.get_close_matches(str(value), broken[0].names or (), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{said} {' and '.join(allowed.text for allowed in broken)}, got {value!r}{hint}"
+        allowed = " and ".join(each.text for each in broken) + (", or None" if self._has_type(None) else "")
+        return f"{said} {allowed}, got {value!r}{hint}"
 
     def _has_type(self, value: Any) -> bool:
         if self.type is not None:

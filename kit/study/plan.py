@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from kit.timing import Hardware
 
 PROMPT_LENGTH = 64  # tokens, assumed: prompts are not read here
+ASSUMED = (
+    f"Estimates, all of memory among them, assume prompts of {PROMPT_LENGTH} tokens, completions of full length, a signal "
+    "in every group, and a machine with nothing else to do."
+)
 START_S = (5.0, 20.0)  # a kernel, its imports, a model and the notebook's figures
 
 
@@ -69,7 +73,7 @@ def plan_study(study: Study) -> list[PlannedRun]:
 def plan_text(study: Study, workers: int = 1) -> str:
     """The plan as a table, and the sum."""
     planned = plan_study(study)
-    rows = [["run", "state", "time", "where from", "memory"], *(each.row() for each in planned)]
+    rows = [["run", "state", "time", "from", "memory"], *(each.row() for each in planned)]
     left = [each for each in planned if each.state != FINISHED]
     known = [each.seconds for each in left if each.seconds]
     low, high = (sum(seconds[end] for seconds in known) / workers for end in (0, 1))
@@ -77,8 +81,8 @@ def plan_text(study: Study, workers: int = 1) -> str:
     if left and known:
         total += f": {duration(low)} to {duration(high)} with {workers} at a time"
         total += f", {len(left) - len(known)} of unknown length apart" if len(known) < len(left) else ""
-    note = f"Estimates assume prompts of {PROMPT_LENGTH} tokens, completions of full length, a signal in every group, an idle machine."
-    return "\n".join([*table(rows), "", total, note])
+    is_estimated = any(each.source == "estimated" or each.peak_bytes is not None for each in planned)
+    return "\n".join([*table(rows), "", total, *([ASSUMED] if is_estimated else ())])
 
 
 def table(rows: list[list[str]]) -> Iterator[str]:
@@ -93,7 +97,7 @@ def _defaults(study: Study) -> dict[str, Any]:
 
 
 def _estimate(knobs: Mapping[str, Any]) -> tuple[tuple[float, float] | None, int | None]:
-    """Seconds, low and high, and bytes at the peak; None where the notebook is not one run, or the model is not here."""
+    """Seconds, low and high, and bytes at the peak; None if the notebook is not one run, or its model is not here."""
     from kit.memory import Vllm, estimate, load_model_config
     from kit.memory.plan import Plan
     from kit.objectives import GRPO, OBJECTIVES
@@ -107,7 +111,7 @@ def _estimate(knobs: Mapping[str, Any]) -> tuple[tuple[float, float] | None, int
     objective = constructor(**constants)  # the rest of its constants needs neither time nor memory
     try:
         model_config = load_model_config(config.model_name_or_path)
-    except (FileNotFoundError, ValueError):  # an arm's policy that is not made yet; a name on the hub, without a network
+    except (FileNotFoundError, ValueError):  # a policy that is not made yet; a name on the hub, without a network
         return None, None
     hardware = _hardware(config.device)
     if hardware is None:

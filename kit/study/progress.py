@@ -1,4 +1,4 @@
-"""What is seen of a study under way, read from the run directories: on a terminal redrawn, in a pipe a line a change."""
+"""A study under way, as its run directories tell it: on a terminal redrawn, in a pipe one line a change."""
 
 import json
 import shutil
@@ -156,7 +156,7 @@ class Progress:
 
     def _endings(self, outcome: Outcome) -> list[str]:
         """A line for each run that ended since the last call."""
-        said = {name: "finished" for name in outcome.finished[self._skipped or 0 :]}
+        said = dict.fromkeys(outcome.finished[self._skipped or 0 :], "finished")
         said |= {name: f"failed: {cause}" for name, cause in outcome.failed.items()}
         said |= {name: f"waits for {other}, which is not finished" for name, other in outcome.waiting.items()}
         said |= {name: "interrupted" for name in outcome.interrupted if name in self._said or self.stream.isatty()}

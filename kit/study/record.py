@@ -36,7 +36,7 @@ class Record:
         >>> Record("a.ipynb", {"s": 2}, {"s": 1, "t": 0}).differences(Record("a.ipynb", {}, {"s": 1}))
         ['s: 1 there, 2 in the study']
         """
-        found = [] if self.notebook == earlier.notebook else [f"notebook: {earlier.notebook} there, {self.notebook} now"]
+        found = [] if self.notebook == earlier.notebook else [f"notebook: {earlier.notebook} there"]
         there, here = {**earlier.defaults, **earlier.given}, {**self.defaults, **self.given}
         both = earlier.defaults.keys() & self.defaults.keys()
         for name in dict.fromkeys((*earlier.given, *self.given, *(name for name in self.defaults if name in both))):
@@ -64,7 +64,9 @@ def read_record(path: Path) -> Record | None:
     try:
         return Record(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no record of a run ({error}): remove it, the run then starts from its directory") from error
+        raise ValueError(
+            f"{path} is no record of a run: {error}. Remove it; the run goes on from its directory"
+        ) from error
 
 
 def is_finished(run: StudyRun) -> bool:

@@ -22,7 +22,7 @@ def read_yaml(text: str, mistakes: list[str]) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         place = f"line {mark.line + 1}: " if mark else ""
         mistakes.append(f"{place}this is no YAML: {' '.join(str(problem).split())}")
-    except (ValueError, RecursionError, TypeError) as error:  # an impossible date; an anchor within itself; a list as a key
+    except (ValueError, RecursionError, TypeError) as error:  # an impossible date, an anchor within itself
         mistakes.append(f"this YAML cannot be read: {' '.join(str(error).split())}")
     return None
 
