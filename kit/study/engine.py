@@ -17,7 +17,7 @@ ENGINE = "kit"
 
 class Engine(NBClientEngine):
     @classmethod
-    def execute_managed_notebook(
+    def execute_managed_notebook(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, nb_man: NotebookExecutionManager, kernel_name: str, log_output: bool = False, start_timeout: int = 60,
         *, interruption: Interruption, kept_open: tuple[int, ...], sockets: str, **of_papermill: Any,
     ) -> None:  # fmt: skip
@@ -53,4 +53,5 @@ class Client(PapermillNotebookClient):
 
     def _interrupt(self) -> None:
         assert self.km is not None and self.km.provisioner is not None
-        os.killpg(self.km.provisioner.pid, signal.SIGINT)  # a kernel leads a group of its own
+        pid = self.km.provisioner.pid  # pyright: ignore[reportAttributeAccessIssue]
+        os.killpg(pid, signal.SIGINT)  # a kernel leads a group of its own

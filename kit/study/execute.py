@@ -103,7 +103,7 @@ def refuse_changes(study: Study) -> None:
         changes = asked_record(study, run).differences(earlier) if earlier else []
         if changes:
             lines.append(f"{study.path}: {name} was made with other parameters ({'; '.join(changes)}): restore them, "
-                         f"name the arm anew, or remove {study.folder / 'runs' / name}*")  # fmt: skip
+                         f"name the arm anew, or remove {run.out_dir} and {run.out_dir}.*")  # fmt: skip
     if lines:
         raise StudyError("\n".join(lines))
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 PROMPT_LENGTH = 64  # tokens, assumed: prompts are not read here
 ASSUMED = (
-    f"Estimates, all of memory among them, assume prompts of {PROMPT_LENGTH} tokens, completions of full length, a signal "
-    "in every group, and a machine with nothing else to do."
+    f"Estimates, all of memory among them, assume prompts of {PROMPT_LENGTH} tokens, completions of full length, "
+    "a signal in every group, and a machine with nothing else to do."
 )
 START_S = (5.0, 20.0)  # a kernel, its imports, a model and the notebook's figures
 

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ class Record:
     has_directory: bool = False  # whether the notebook made its out_dir
 
     def ended(self, state: str, *, seconds: float, cause: str | None = None, has_directory: bool = False) -> "Record":
-        made = asdict(self) | {"state": state, "cause": cause, "seconds": round(self.seconds + seconds, 1)}
-        return Record(**made | {"has_directory": has_directory})
+        total = round(self.seconds + seconds, 1)
+        return replace(self, state=state, cause=cause, seconds=total, has_directory=has_directory)
 
     def differences(self, earlier: "Record") -> list[str]:
         """What is not as it was, one text a parameter.
@@ -64,9 +64,7 @@ def read_record(path: Path) -> Record | None:
     try:
         return Record(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no record of a run: {error}. Remove it; the run goes on from its directory"
-        ) from error
+        raise ValueError(f"{path} is no record of a run: {error}. Remove it: its run goes on") from error
 
 
 def is_finished(run: StudyRun) -> bool:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def work(job: Mapping[str, Any], is_watched: Callable[[], bool]) -> str:
         before = read_record(path)
         if before is not None and before.state == FINISHED and not job["again"]:
             return FINISHED
-        record = Record(**asdict(asked) | {"seconds": before.seconds if before else 0.0})
+        record = replace(asked, seconds=before.seconds if before else 0.0)
         write_json(path, asdict(record))
         started, state, cause = time.monotonic(), FINISHED, None
         try:
