@@ -149,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return chosen.act(chosen)
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"error: {printable(line)}", file=sys.stderr)
         return 2
 
 

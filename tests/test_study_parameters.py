@@ -83,7 +83,7 @@ def test_what_fits_the_declaration_passes(notebook: Path) -> None:
 
 
 def test_a_cell_is_read_as_python_where_papermill_misreads_it(tmp_path: Path) -> None:
-    cell = '''from typing import Literal
+    cell = """from typing import Literal
 kind: Literal["a", "b"] = "a"  # which
 url: str = "x=1#2"  # a=b
 union: int | None = 1  # how many
@@ -93,7 +93,7 @@ many: list[int] = [
 spaced = None  # type: int | None  how many
 bare = 0.5
 made = 2 ** 3
-'''
+"""
     found = read_parameters(cell)
     assert list(found) == ["kind", "url", "union", "many", "spaced", "bare", "made"]
     assert (found["url"].default, found["url"].help, found["many"].default) == ("x=1#2", "a=b", [1])
@@ -125,7 +125,9 @@ def test_a_help_states_a_range(text: str, inside: list[object], outside: list[ob
     assert all(any(value not in each for each in ranges) for value in outside)
 
 
-@pytest.mark.parametrize("text", ["", "at least 8 of them", "in (nats)", "one of the arms", "step > 0 is late", "> 0.x"])
+@pytest.mark.parametrize(
+    "text", ["", "at least 8 of them", "in (nats)", "one of the arms", "step > 0 is late", "> 0.x"]
+)
 def test_a_help_without_a_range_states_none(text: str) -> None:
     assert read_ranges(text) == ()
 
@@ -222,7 +224,12 @@ def test_a_refused_execution_writes_nothing(notebook: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "is no notebook"), ("[]", "is no notebook"), ('{"cells": [{}]}', "is no notebook"), ("1 2", "is no notebook")],
+    [
+        ("{", "is no notebook"),
+        ("[]", "is no notebook"),
+        ('{"cells": [{}]}', "is no notebook"),
+        ("1 2", "is no notebook"),
+    ],
 )
 def test_a_file_that_is_no_notebook_is_named(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "x.ipynb").write_text(content)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kit.study.file import Study, StudyError, StudyRun
 from kit.study.lock import locked
@@ -28,6 +28,7 @@ class Job:
     gpus: int | None
 
 
+@runtime_checkable
 class Execution(Protocol):
     """A run under way."""
 
@@ -40,6 +41,7 @@ class Execution(Protocol):
         ...
 
 
+@runtime_checkable
 class Executor(Protocol):
     def start(self, job: Job) -> Execution | None:
         """None if there is no room at the moment."""

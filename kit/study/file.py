@@ -98,13 +98,13 @@ class _Reader:
 
     def __init__(self, path: Path, content: Any, mistakes: list[str]) -> None:
         self.path, self.mistakes = path, mistakes
-        self.content = self._mapping("the file", content, f"a mapping with the keys {', '.join(KEYS)}")
+        self.content = self._mapping("the file", content or None, f"a mapping with the keys {', '.join(KEYS)}")
         for key in self.content:
             if key not in KEYS:
                 self.mistakes.append(f"{key}: no such key{suggestion(key, dict.fromkeys(KEYS))}")
 
     def study(self) -> Study | None:
-        found = self._notebook()
+        found = self._notebook() if self.content else None
         if found is None:
             return None
         notebook, declared = found
@@ -145,7 +145,7 @@ class _Reader:
             self.mistakes.append(f"notebook: {error}")
             return None
 
-    def _parameters(self, key: str, value: Any, extra: Sequence[str] = ()) -> dict[str, Any]:
+    def _parameters(self, key: str, value: Any, extra: Sequence[str] = ()) -> dict[Any, Any]:
         """A mapping of parameters, each checked against the notebook; an absent one is empty."""
         given = {} if value is None else self._mapping(key, value, "a mapping of parameters")
         for name, remedy in OF_THE_STUDY.items():
@@ -155,11 +155,12 @@ class _Reader:
         for name, each in checked.items():
             if not _is_plain(each):
                 self.mistakes.append(f"{key}.{name}: expected a number, text, list or mapping, got {_shown(each)}")
-        for name, said in complaints(self._called, self._declared, checked).items():
+        plain = {name: each for name, each in checked.items() if _is_plain(each)}
+        for name, said in complaints(self._called, self._declared, plain).items():
             self.mistakes.append(f"{key}.{name}: {said}")
         return given
 
-    def _arms(self) -> dict[str, dict[str, Any]]:
+    def _arms(self) -> dict[str, dict[Any, Any]]:
         if "arms" not in self.content:
             if "grid" not in self.content:
                 self.mistakes.append("arms: expected `arms`, `grid` or both, got neither")
@@ -167,7 +168,7 @@ class _Reader:
         arms = self._mapping("arms", self.content["arms"], "a mapping of names to parameters")
         if not arms and isinstance(self.content["arms"], dict):
             self.mistakes.append("arms: expected at least one arm, got none")
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[Any, Any]] = {}
         for name, own in arms.items():
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 self.mistakes.append(f"arms: expected a name of letters, digits and _ . + : @ , = -, got {_shown(name)}"
@@ -177,7 +178,7 @@ class _Reader:
             self._after(name, found)
         return found
 
-    def _after(self, arm: str, arms: Mapping[str, Mapping[str, Any]]) -> None:
+    def _after(self, arm: str, arms: Mapping[str, Mapping[Any, Any]]) -> None:
         """The arms of `arms` stand above `arm`, which is its last."""
         if (before := arms[arm].get("after")) is None:
             return
@@ -190,7 +191,7 @@ class _Reader:
         if "model_name_or_path" not in self._declared:
             self.mistakes.append(f"arms.{arm}.after: {self._called} has no parameter 'model_name_or_path' for it")
 
-    def _grid(self) -> list[dict[str, Any]]:
+    def _grid(self) -> list[dict[Any, Any]]:
         """The combinations, the last name varying fastest."""
         if "grid" not in self.content:
             return [{}]
@@ -202,7 +203,7 @@ class _Reader:
                 self.mistakes.append(f"grid.{name}: expected a list of values, got {_shown(values)}")
                 continue
             for number, value in enumerate(values):
-                self._parameters(f"grid.{name}", {name: value})
+                self._parameters("grid", {name: value})
                 if not NAME.fullmatch(f"{name}={value}"):
                     self.mistakes.append(f"grid.{name}: {_shown(value)} cannot be in a file's name: make it an arm")
                 if value in values[:number]:
@@ -211,7 +212,7 @@ class _Reader:
             return [{}]
         return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
-    def _seeds(self) -> list[int]:
+    def _seeds(self) -> list[Any]:
         seeds = self.content.get("seeds")
         if not isinstance(seeds, list) or not seeds:
             self.mistakes.append(f"seeds: expected a list of whole numbers such as [0, 1, 2], got {_shown(seeds)}")
@@ -223,7 +224,7 @@ class _Reader:
                 self.mistakes.append(f"seeds[{number}]: {seed} is there twice: remove one")
         return seeds
 
-    def _resources(self, shared: Mapping[str, Any]) -> dict[str, int]:
+    def _resources(self, shared: Mapping[Any, Any]) -> dict[Any, Any]:
         if "resources" not in self.content:
             return {}
         given = self._mapping("resources", self.content["resources"], "a mapping with threads, gpus or both")

@@ -180,7 +180,7 @@ def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
         raise ParameterError(f"{notebook} is no notebook of nbformat 4: {type(error).__name__}: {error}") from error
 
 
-def complaints(name: str, declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, str]:
+def complaints(name: str, declared: Mapping[str, Parameter], given: Mapping[Any, Any]) -> dict[Any, str]:
     """What is wrong with the parameters given to the notebook called `name`: parameter -> one line."""
     found = {}
     for key, value in given.items():
