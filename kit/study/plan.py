@@ -98,13 +98,13 @@ def _defaults(study: Study) -> dict[str, Any]:
 
 def _estimate(knobs: Mapping[str, Any]) -> tuple[tuple[float, float] | None, int | None]:
     """Seconds, low and high, and bytes at the peak; None if the notebook is not one run, or its model is not here."""
+    if not {"model_name_or_path", "max_steps", "prompts_per_step", "group_size"} <= knobs.keys():
+        return None, None
     from kit.memory import Vllm, estimate, load_model_config
     from kit.memory.plan import Plan
     from kit.objectives import GRPO, OBJECTIVES
     from kit.timing import step_time
 
-    if not {"model_name_or_path", "max_steps", "prompts_per_step", "group_size"} <= knobs.keys():
-        return None, None
     config = _config(knobs)
     constructor = OBJECTIVES[knobs.get("objective", "dpo")]
     constants = {"kl_coef": knobs["kl_coef"]} if knobs.get("kl_coef") and constructor is GRPO else {}
