@@ -47,6 +47,15 @@ def study(chosen: argparse.Namespace) -> int:
     return getattr(command, chosen.what)(chosen)
 
 
+def report(chosen: argparse.Namespace) -> int:
+    """Make the report of a study."""
+    from kit.report import make_report  # as above
+
+    for path in make_report(chosen.study, baseline=chosen.baseline, margin=chosen.margin):
+        print(f"report: {printable(str(path))}")
+    return 0
+
+
 def doctor(chosen: argparse.Namespace) -> int:
     """Print what the doctor finds; 1 if any of it is an error."""
     from kit.doctor import check_parts, examine_run, model_parts  # transformers takes seconds to import
@@ -119,6 +128,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         one.add_argument("study", type=Path, help="a study.yaml, or the folder that holds one")
         if name != "status":
             one.add_argument("--workers", type=int, default=1, metavar="W", help="runs at a time")
+
+    one = what.add_parser("report", help="execute its report notebook, and write it as a web page as well")
+    one.set_defaults(act=report)
+    one.add_argument("study", type=Path, help="the study's folder")
+    one.add_argument("--baseline", metavar="ARM", help="with which the other arms are compared; default: the first")
+    one.add_argument("--margin", type=float, help="differences below it count as none, in the unit of the score")
 
     one = commands.add_parser("doctor", help="what is wrong with a run, or with a model before one; 1 if an error is")
     one.set_defaults(act=doctor)

@@ -20,7 +20,7 @@ LAYERS = {
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
     "export costs memory timing settings controls fork",
     3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
-    4: "plots gap_plots output compare dashboard microscope trl_callback exercises cli",
+    4: "report plots gap_plots output compare dashboard microscope trl_callback exercises cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300
