@@ -1,7 +1,7 @@
 """Studies of real runs of the kit: SIGKILL at random moments, and two workers against one.
 
-    python -m tests.bench.study kills --kills 30      what was killed, and whether results.csv is that of an undisturbed study
-    python -m tests.bench.study workers --turns 3     seconds with one worker and with two, alternately, and their ratio
+    python -m tests.bench.study kills --kills 30    what was killed, and whether an undisturbed study has the same results
+    python -m tests.bench.study workers --turns 3   seconds with one worker and with two, alternately, and their ratio
 
 Each on 12 runs of the embedded model, in a temporary folder. Nothing here passes or fails.
 """
@@ -65,9 +65,8 @@ def kills(chosen: argparse.Namespace, place: Path) -> None:
                   != without_times(reference / "runs" / run / "metrics.jsonl")]  # fmt: skip
         events = [json.loads(line)["event"] for path in folder.glob("runs/*/events.jsonl")
                   for line in path.read_text().splitlines()]  # fmt: skip
-        print(f"study {studies}: results.csv {'identical' if same else 'DIFFERENT'}, metrics of {len(runs) - len(differ)} "
-              f"of {len(runs)} runs identical; {Counter(events)['start']} starts, {Counter(events)['resume']} resumptions, "
-              f"{Counter(events)['interrupt']} interrupts", flush=True)  # fmt: skip
+        print(f"study {studies}: results.csv {'identical' if same else 'DIFFERENT'}, metrics of "
+              f"{len(runs) - len(differ)} of {len(runs)} runs identical; {Counter(events)}", flush=True)  # fmt: skip
     print(f"kills: {dict(done)}")
 
 
