@@ -47,13 +47,14 @@ def test_of_a_widget_the_executed_file_keeps_its_text(tmp_path: Path) -> None:
 
 def test_what_a_cell_raised_is_said_by_its_last_line(tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", PARAMETERS, "raise KeyError('first\\nlast')", "print('after')")
-    with pytest.raises(NotebookError, match="^KeyError: 'first.nlast'$"):
+    with pytest.raises(NotebookError, match=r"^KeyError: 'first\\nlast'$"):
         execute_notebook(notebook, tmp_path / "out.ipynb", {})
     assert not nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
 
 
 def test_the_kernel_listens_in_a_folder_of_its_own_and_leaves_nothing(tmp_path: Path) -> None:
-    source = "import json, ipykernel\ninfo = json.load(open(ipykernel.get_connection_file()))\nprint(info['transport'], info['ip'])"
+    source = "import json, ipykernel\ninfo = json.load(open(ipykernel.get_connection_file()))\n"
+    source += "print(info['transport'], info['ip'])"
     notebook = write_notebook(tmp_path / "a.ipynb", PARAMETERS, source)
     execute_notebook(notebook, tmp_path / "out.ipynb", {})
     transport, address = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text.split()

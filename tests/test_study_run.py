@@ -120,11 +120,11 @@ def test_a_changed_file_is_refused_before_anything_starts(done: tuple[Path, subp
     text = path.read_text()
     path.write_text(text.replace("rate: 2.0", "rate: 3.0"))
     for what in ("run", "plan"):
-        refused = kit(folder, what)
+        refused, run = kit(folder, what), folder / "runs" / "high_seed0"
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2  # one a run
         assert refused.stderr.startswith(
             f"error: {path}: high_seed0 was made with other parameters (rate: 2.0 there, 3.0 in the study): "
-            f"restore them, name the arm anew, or remove {folder / 'runs' / 'high_seed0'} and {folder / 'runs' / 'high_seed0'}.*"
+            f"restore them, name the arm anew, or remove {run} and {run}.*"
         )
     path.write_text(text)
 

@@ -78,7 +78,6 @@ def _through_papermill(
     notebook: Path, output: Path, parameters: Mapping[str, Any], interruption: Interruption, kept_open: tuple[int, ...]
 ) -> None:
     import papermill  # takes seconds
-    from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
@@ -92,8 +91,10 @@ def _through_papermill(
                 cwd=str(Path.cwd()), progress_bar=False, log_output=True, autosave_cell_every=10,
                 interruption=interruption, kept_open=kept_open, sockets=sockets,
             )  # fmt: skip
-        except DeadKernelError as error:
-            raise NotebookError(f"the kernel died in the middle of a cell: {output} ends there") from error
+        except NotebookError:
+            raise
+        except RuntimeError as error:  # nbclient's
+            raise NotebookError(f"the kernel died, or did not start: {error}") from error
         except PapermillExecutionError as error:
             if interruption.is_asked:
                 raise Interrupted(f"interrupted: {output}") from error

@@ -1,6 +1,6 @@
 """Studies of real runs of the kit: SIGKILL at random moments, and two workers against one.
 
-    python -m tests.bench.study kills --kills 30    what was killed, and whether an undisturbed study has the same results
+    python -m tests.bench.study kills --kills 30    whether the results are those of an undisturbed study
     python -m tests.bench.study workers --turns 3   seconds with one worker and with two, alternately, and their ratio
 
 Each on 12 runs of the embedded model, in a temporary folder. Nothing here passes or fails.
