@@ -279,7 +279,9 @@ def test_gpus_are_handed_out_once(tmp_path: Path) -> None:
     assert second is not None and second.gpus == ("GPU-7",) and third is not None and third.gpus == ()
     assert executor.start(job("d", tmp_path, 1)) is None or first.ended() is not None
     wait_for(lambda: all(process.ended() for process in (first, second, third)))
-    assert "ended with status 1: see" in str(first.ended())
+    assert str(first.ended()) == (
+        f"its process ended with status 1 and \"KeyError: 'asked'\": see {tmp_path / 'a.log'}"
+    )
 
 
 @pytest.mark.parametrize(("gpus", "visible"), [(None, "5,6"), (0, ""), (1, "5")])

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
 from typing import Any
 
 from kit.study.parameters import checked_parameters
 
+LONGEST_PLACE = 80  # characters; the name of a socket in a file may have 107 in all
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -84,7 +85,8 @@ def _through_papermill(
     from kit.study.engine import ENGINE, Engine  # as above
 
     papermill_engines.register(ENGINE, Engine)
-    with TemporaryDirectory(prefix="kit") as sockets:
+    short = None if len(gettempdir()) < LONGEST_PLACE else "/tmp"
+    with TemporaryDirectory(prefix="kit", dir=short) as sockets:
         try:
             papermill.execute_notebook(
                 _escaped(notebook), _escaped(output), dict(parameters), engine_name=ENGINE, kernel_name="python3",

@@ -102,9 +102,9 @@ class Progress:
             news += [f"{name}: {texts[name]}" for name, state in states.items() if self._is_new(name, state.metric)]
             self.write("".join(f"{line}\n" for line in news))
         elif news or texts or not running:
-            self._redraw(
-                news, [*(f"  {name}  {texts.get(name, '')}" for name in running), self._summary(running, outcome)]
-            )
+            width = max(map(len, running), default=0)
+            lines = [f"  {name:<{width}}  {texts.get(name, '')}" for name in running]
+            self._redraw(news, [*lines, self._summary(running, outcome)])
 
     def _clock_runs(self, now: float, running: Mapping[str, StudyRun], outcome: Outcome) -> None:
         for name in [name for name in self._began if name not in running]:
