@@ -56,7 +56,7 @@ def kills(chosen: argparse.Namespace, place: Path) -> None:
     done, generator, studies = Counter(), random.Random(chosen.seed), 0
     while done.total() < chosen.kills:
         folder = write_study(place / f"killed{studies}", chosen.steps)
-        done += finish_despite_kills(folder, chosen.kills - done.total(), generator, pause=(3.0, 12.0),
+        done += finish_despite_kills(folder, chosen.kills - done.total(), generator, pause=tuple(chosen.pause),
                                      say=lambda text: print(text, flush=True))  # fmt: skip
         studies += 1
         same = (folder / "results.csv").read_bytes() == (reference / "results.csv").read_bytes()
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("what", choices=["kills", "workers"])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--pause", type=float, nargs=2, default=[3.0, 12.0], help="seconds between two kills")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and victims")
     chosen = parser.parse_args()
