@@ -74,9 +74,8 @@ def test_every_run_is_made_and_told(done: tuple[Path, subprocess.CompletedProces
     said = process.stdout.splitlines()
     for name in ("low_seed0", "high_seed0", "low_seed1", "high_seed1"):
         assert said.index(f"{name}: started") < said.index(f"{name}: finished")
-        assert (
-            nbformat.read(folder / "runs" / f"{name}.ipynb", as_version=4).cells[-1].outputs[0].text == "counted to 4\n"
-        )
+        cells = nbformat.read(folder / "runs" / f"{name}.ipynb", as_version=4).cells
+        assert cells[-1].outputs[0].text == "counted to 4\n"
     assert said[-1] == f"results of 4 of 4 runs: {folder / 'results.csv'}"
 
 
@@ -121,11 +120,11 @@ def test_a_changed_file_is_refused_before_anything_starts(done: tuple[Path, subp
     text = path.read_text()
     path.write_text(text.replace("rate: 2.0", "rate: 3.0"))
     for what in ("run", "plan"):
-        refused = kit(folder, what)
+        refused, run = kit(folder, what), folder / "runs" / "high_seed0"
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2  # one a run
         assert refused.stderr.startswith(
-            f"error: {path}: high_seed0 was made with other parameters (rate: 2.0 there, 3.0 in the study): restore them, "
-            f"name the arm anew, or remove {folder / 'runs' / 'high_seed0'} and {folder / 'runs' / 'high_seed0'}.*"
+            f"error: {path}: high_seed0 was made with other parameters (rate: 2.0 there, 3.0 in the study): "
+            f"restore them, name the arm anew, or remove {run} and {run}.*"
         )
     path.write_text(text)
 
@@ -280,7 +279,9 @@ def test_gpus_are_handed_out_once(tmp_path: Path) -> None:
     assert second is not None and second.gpus == ("GPU-7",) and third is not None and third.gpus == ()
     assert executor.start(job("d", tmp_path, 1)) is None or first.ended() is not None
     wait_for(lambda: all(process.ended() for process in (first, second, third)))
-    assert "ended with status 1: see" in str(first.ended())
+    assert str(first.ended()) == (
+        f"its process ended with status 1 and \"KeyError: 'asked'\": see {tmp_path / 'a.log'}"
+    )
 
 
 @pytest.mark.parametrize(("gpus", "visible"), [(None, "5,6"), (0, ""), (1, "5")])

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 
 from kit.printable import printable
 from kit.study.execute import Outcome, refuse_changes, run_study
@@ -25,7 +26,9 @@ def run(chosen: argparse.Namespace) -> int:
     """Execute what is not finished; 0 if all is, 1 if a run failed, 128 and the signal's number if one came."""
     study = read_study(chosen.study)
     executor = Subprocesses(chosen.workers)
-    outcome = run_study(study, executor, Progress(study, sys.stdout, workers=chosen.workers))
+    write = partial(print, end="", flush=True)
+    watch = Progress(study, write, redraws=sys.stdout.isatty(), workers=chosen.workers)
+    outcome = run_study(study, executor, watch)
     for line in ending(study, outcome):
         print(printable(line), file=sys.stderr)
     if outcome.signal is None:

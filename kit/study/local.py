@@ -87,7 +87,9 @@ class Subprocess:
             return None if status is None else ""
         if status < 0:
             return f"its process was killed ({signal.Signals(-status).name})"
-        return f"its process ended with status {status}: see {self._log}"
+        said = self._log.read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(said) if line.strip()), "no word")
+        return f"its process ended with status {status} and {last!r}: see {self._log}"
 
     def interrupt(self) -> None:
         if self._process.poll() is None:

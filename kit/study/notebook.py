@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
 from typing import Any
 
 from kit.study.parameters import checked_parameters
 
+LONGEST_PLACE = 80  # characters; the name of a socket in a file may have 107 in all
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -78,22 +79,24 @@ def _through_papermill(
     notebook: Path, output: Path, parameters: Mapping[str, Any], interruption: Interruption, kept_open: tuple[int, ...]
 ) -> None:
     import papermill  # takes seconds
-    from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
     from kit.study.engine import ENGINE, Engine  # as above
 
     papermill_engines.register(ENGINE, Engine)
-    with TemporaryDirectory(prefix="kit") as sockets:
+    short = None if len(gettempdir()) < LONGEST_PLACE else "/tmp"
+    with TemporaryDirectory(prefix="kit", dir=short) as sockets:
         try:
             papermill.execute_notebook(
                 _escaped(notebook), _escaped(output), dict(parameters), engine_name=ENGINE, kernel_name="python3",
                 cwd=str(Path.cwd()), progress_bar=False, log_output=True, autosave_cell_every=10,
                 interruption=interruption, kept_open=kept_open, sockets=sockets,
             )  # fmt: skip
-        except DeadKernelError as error:
-            raise NotebookError(f"the kernel died in the middle of a cell: {output} ends there") from error
+        except NotebookError:
+            raise
+        except RuntimeError as error:  # nbclient's
+            raise NotebookError(f"the kernel died, or did not start: {error}") from error
         except PapermillExecutionError as error:
             if interruption.is_asked:
                 raise Interrupted(f"interrupted: {output}") from error

@@ -3,10 +3,10 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kit.printable import printable
 from kit.study.execute import Outcome
@@ -14,7 +14,7 @@ from kit.study.file import Study, StudyRun
 
 SHOWN = ("eval/accuracy", "eval/win_rate", "eval/reward")  # the last word on how good a policy is
 TAIL_BYTES = 100_000  # of metrics.jsonl, in which the last evaluation is looked for
-CLEAR_LINE, UP = "\x1b[K", "\x1b[{}A"
+CLEAR_LINE, CLEAR_BELOW, UP = "\x1b[K", "\x1b[J", "\x1b[{}A"
 
 
 @dataclass(frozen=True)
@@ -68,115 +68,96 @@ class Progress:
     """Watches a study; called again and again with the runs being executed.
 
     Args:
-        stream: where to write; its `isatty` decides the form.
-        workers: at a time, for the estimate of what is left.
+        write: where text goes.
+        redraws: whether lines can be written over, as on a terminal; otherwise each change is a line.
+        workers: runs at a time, for the estimate of what is left.
+        clock: seconds.
     """
 
-    def __init__(self, study: Study, stream: TextIO, *, workers: int = 1, clock: Any = time.monotonic) -> None:
-        self.study, self.stream, self.workers, self.clock = study, stream, workers, clock
-        self._seen: dict[str, tuple[float, int]] = {}  # run -> when first seen at a step, and the step
-        self._started: dict[str, float] = {}
-        self._took: list[float] = []
-        self._said: dict[str, str] = {}
-        self._drawn = 0
-        self._last_drawn = float("-inf")
-        self._skipped: int | None = None
+    def __init__(
+        self, study: Study, write: Callable[[str], object], *, redraws: bool, workers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.study, self.write, self.redraws, self.workers, self.clock = study, write, redraws, workers, clock
+        self._before: int | None = None  # runs that were finished when this began
+        self._began: dict[str, float] = {}  # when runs that are executed were first seen
+        self._first: dict[str, tuple[float, int]] = {}  # when they were first seen at a step, and which
+        self._took: list[float] = []  # seconds of those that are finished
+        self._said: dict[str, str] = {}  # the last line about each
+        self._drawn = 0  # lines to be written over
+        self._read_at = float("-inf")
 
     def __call__(self, running: Mapping[str, StudyRun], outcome: Outcome) -> None:
-        now = self.clock()
-        for name in [name for name in self._started if name not in running]:
-            began = self._started.pop(name)
+        now, news = self.clock(), []
+        if self._before is None:
+            self._before = len(outcome.finished)
+            news += [f"{self._before} of {len(self.study.runs)} runs were finished before"] if self._before else []
+        self._clock_runs(now, running, outcome)
+        news += self._news(running, outcome)
+        states = {}
+        if now - self._read_at >= 1.0 or not running:  # seconds between two looks into the directories
+            self._read_at, states = now, {name: read_state(run) for name, run in running.items()}
+        texts = {name: f"{state}{self._left(name, state, now)}" for name, state in states.items()}
+        if not self.redraws:
+            news += [f"{name}: {texts[name]}" for name, state in states.items() if self._is_new(name, state.metric)]
+            self.write("".join(f"{line}\n" for line in news))
+        elif news or texts or not running:
+            width = max(map(len, running), default=0)
+            lines = [f"  {name:<{width}}  {texts.get(name, '')}" for name in running]
+            self._redraw(news, [*lines, self._summary(running, outcome)])
+
+    def _clock_runs(self, now: float, running: Mapping[str, StudyRun], outcome: Outcome) -> None:
+        for name in [name for name in self._began if name not in running]:
+            began = self._began.pop(name)
             if name in outcome.finished:
                 self._took.append(now - began)
         for name in running:
-            self._started.setdefault(name, now)
-        if self._skipped is None:
-            self._skipped = len(outcome.finished)
-            if self._skipped:
-                self._line(f"{self._skipped} of {len(self.study.runs)} runs were finished before")
-        states = {name: read_state(run) for name, run in running.items()} if self._is_due(now) else {}
-        if self.stream.isatty():
-            self._redraw(now, running, states, outcome)
-        else:
-            self._report(now, running, states, outcome)
+            self._began.setdefault(name, now)
 
-    def _is_due(self, now: float) -> bool:
-        """Directories are read once a second."""
-        if now - self._last_drawn < 1.0:
-            return False
-        self._last_drawn = now
-        return True
-
-    def left(self, name: str, state: State, now: float) -> float | None:
-        """Seconds that the run will take, at the pace since it was first seen; None if nothing is known."""
-        if state.step is None or state.steps is None:
-            return None
-        since, step = self._seen.setdefault(name, (now, state.step))
-        if state.step <= step:
-            return None
-        return (state.steps - state.step) * (now - since) / (state.step - step)
-
-    def _texts(self, now: float, states: Mapping[str, State]) -> dict[str, str]:
-        texts = {}
-        for name, state in states.items():
-            left = self.left(name, state, now)
-            texts[name] = f"{state}" + (f"  {duration(left)} left" if left is not None else "")
-        return texts
-
-    def _redraw(
-        self, now: float, running: Mapping[str, StudyRun], states: Mapping[str, State], outcome: Outcome
-    ) -> None:
-        ended = self._endings(outcome)
-        if not (states or ended or not running):
-            return
-        width = shutil.get_terminal_size().columns - 1
-        texts = self._texts(now, states)
-        lines = [f"  {name}  {texts.get(name, '')}" for name in running]
-        lines.append(self._summary(outcome, len(running)))
-        erase = UP.format(self._drawn) if self._drawn else ""
-        kept = [*ended, *lines]
-        self.stream.write(erase + "".join(f"{line[:width]}{CLEAR_LINE}\n" for line in kept) + "\x1b[J")
-        self.stream.flush()
-        self._drawn = len(lines)
-
-    def _report(
-        self, now: float, running: Mapping[str, StudyRun], states: Mapping[str, State], outcome: Outcome
-    ) -> None:
-        for line in self._endings(outcome):
-            self._line(line)
-        for name in running:
-            if name not in self._said:
-                self._said[name] = ""
-                self._line(f"{name}: started")
-        for name, text in self._texts(now, states).items():
-            state = states[name]
-            if state.metric and self._said[name] != state.metric and "eval/" in state.metric:
-                self._said[name] = state.metric
-                self._line(f"{name}: {text}")
-
-    def _endings(self, outcome: Outcome) -> list[str]:
-        """A line for each run that ended since the last call."""
-        said = dict.fromkeys(outcome.finished[self._skipped or 0 :], "finished")
+    def _news(self, running: Mapping[str, StudyRun], outcome: Outcome) -> list[str]:
+        """A line for each run that started or ended since the last call."""
+        said = {} if self.redraws else dict.fromkeys(running, "started")
+        said |= dict.fromkeys(outcome.finished[self._before or 0 :], "finished")
         said |= {name: f"failed: {cause}" for name, cause in outcome.failed.items()}
         said |= {name: f"waits for {other}, which is not finished" for name, other in outcome.waiting.items()}
-        said |= {name: "interrupted" for name in outcome.interrupted if name in self._said or self.stream.isatty()}
-        new = {name: text for name, text in said.items() if self._said.get(f"{name} ended") != text}
-        self._said |= {f"{name} ended": text for name, text in new.items()}
+        said |= {name: "interrupted" for name in outcome.interrupted if self._said.get(f"{name} started")}
+        for name in running:
+            self._said.setdefault(f"{name} started", "yes")
+        new = {name: text for name, text in said.items() if self._is_new(f"{name} ended", text)}
         return [printable(f"{name}: {text}") for name, text in new.items()]
 
-    def _summary(self, outcome: Outcome, running: int) -> str:
-        total = len(self.study.runs)
-        text = f"{len(outcome.finished)} of {total} finished, {running} running"
-        if outcome.failed or outcome.waiting:
-            text += f", {len(outcome.failed) + len(outcome.waiting)} failed"
-        left = total - len(outcome.finished) - len(outcome.failed) - len(outcome.waiting) - running
+    def _is_new(self, about: str, text: str) -> bool:
+        """Whether there is something to say, and it was not said last."""
+        is_new = bool(text) and self._said.get(about) != text
+        self._said[about] = text or self._said.get(about, "")
+        return is_new
+
+    def _left(self, name: str, state: State, now: float) -> str:
+        """How long the run will take, at its pace since it was first seen."""
+        if state.step is None or state.steps is None:
+            return ""
+        since, step = self._first.setdefault(name, (now, state.step))
+        if state.step <= step:
+            return ""
+        return f"  {duration((state.steps - state.step) * (now - since) / (state.step - step))} left"
+
+    def _summary(self, running: Mapping[str, StudyRun], outcome: Outcome) -> str:
+        total, lost = len(self.study.runs), len(outcome.failed) + len(outcome.waiting)
+        text = f"{len(outcome.finished)} of {total} finished, {len(running)} running" + (
+            f", {lost} failed" if lost else ""
+        )
+        left = total - len(outcome.finished) - lost - len(running)
         if self._took and left and outcome.signal is None:
-            text += f"; the other {left} in about {duration(left * sum(self._took) / len(self._took) / self.workers)}"
+            seconds = left * sum(self._took) / len(self._took) / self.workers
+            text += f"; the other {left} in about {duration(seconds)}"
         return text
 
-    def _line(self, text: str) -> None:
-        self.stream.write(text + "\n")
-        self.stream.flush()
+    def _redraw(self, news: list[str], lines: list[str]) -> None:
+        """The news stay, the lines are written over the next time."""
+        width = shutil.get_terminal_size().columns - 1
+        up = UP.format(self._drawn) if self._drawn else ""
+        self.write(up + "".join(f"{line[:width]}{CLEAR_LINE}\n" for line in [*news, *lines]) + CLEAR_BELOW)
+        self._drawn = len(lines)
 
 
 def duration(seconds: float) -> str:
