@@ -2,11 +2,14 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 from scipy import stats
 
 from kit.differences import Difference, difference, holm
+
+scipy_stats: Any = stats  # its results are declared without their fields
 
 # Student 1908, the additional hours of sleep of ten patients under two drugs (R's data set `sleep`). R 4: t.test(paired
 # = TRUE) gives t = -4.0621, df = 9, p = 0.002833, [-2.4598858, -0.7001142]; Welch's t = -1.8608, df = 17.776,
@@ -40,16 +43,16 @@ def test_welchs_as_r_has_it() -> None:
 def test_both_agree_with_scipys_tests(seed: int) -> None:
     rng = random.Random(seed)
     one, other = ([rng.gauss(0, 1 + i) for _ in range(3 + seed + i)] for i in (0, 1))
-    welch, theirs = difference(arm(one), arm(other, 50)), stats.ttest_ind(one, other, equal_var=False)
+    welch, theirs = difference(arm(one), arm(other, 50)), scipy_stats.ttest_ind(one, other, equal_var=False)
     paired = difference(arm(one), arm(other[: len(one)]))
-    theirs_paired = stats.ttest_rel(one, other[: len(one)])
+    theirs_paired = scipy_stats.ttest_rel(one, other[: len(one)])
     for ours, their in ((welch, theirs), (paired, theirs_paired)):
         assert ours.p_value() == pytest.approx(float(their.pvalue))
         low, high = their.confidence_interval(0.9)
         found = ours.interval(confidence=0.9)
         assert (found.low, found.high) == pytest.approx((float(low), float(high)))
     margin = 1.5
-    shifted = [stats.ttest_rel([x + shift for x in one], other[: len(one)], alternative=side).pvalue
+    shifted = [scipy_stats.ttest_rel([x + shift for x in one], other[: len(one)], alternative=side).pvalue
                for shift, side in ((margin, "greater"), (-margin, "less"))]  # fmt: skip
     assert paired.p_equivalent(margin) == pytest.approx(float(max(shifted)))
 
