@@ -127,7 +127,9 @@ def arguments_parser() -> argparse.ArgumentParser:
         one.set_defaults(act=study, what=name)
         one.add_argument("study", type=Path, help="a study.yaml, or the folder that holds one")
         if name != "status":
-            one.add_argument("--workers", type=int, default=1, metavar="W", help="runs at a time")
+            one.add_argument("--workers", type=int, metavar="W", help="runs at a time; default 1, with --ray all")
+        if name == "run":
+            one.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that executes them; auto finds it")
 
     one = what.add_parser("report", help="execute its report notebook, and write it as a web page as well")
     one.set_defaults(act=report)

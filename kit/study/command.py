@@ -8,6 +8,7 @@ from kit.printable import printable
 from kit.study.execute import Outcome, refuse_changes, run_study
 from kit.study.file import Study, read_study
 from kit.study.local import Subprocesses
+from kit.study.on_ray import RayTasks
 from kit.study.plan import plan_text, table
 from kit.study.progress import Progress, read_state
 from kit.study.record import is_finished, read_record, record_path
@@ -18,16 +19,19 @@ def plan(chosen: argparse.Namespace) -> int:
     """Print the runs with the time and memory that they will take; nothing starts."""
     study = read_study(chosen.study)
     refuse_changes(study)
-    print(printable_lines(plan_text(study, chosen.workers)))
+    print(printable_lines(plan_text(study, 1 if chosen.workers is None else chosen.workers)))
     return 0
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Execute what is not finished; 0 if all is, 1 if a run failed, 128 and the signal's number if one came."""
     study = read_study(chosen.study)
-    executor = Subprocesses(chosen.workers)
+    if chosen.ray is None:
+        executor = Subprocesses(1 if chosen.workers is None else chosen.workers)
+    else:
+        executor = RayTasks(chosen.ray, len(study.runs) if chosen.workers is None else chosen.workers)
     write = partial(print, end="", flush=True)
-    watch = Progress(study, write, redraws=sys.stdout.isatty(), workers=chosen.workers)
+    watch = Progress(study, write, redraws=sys.stdout.isatty(), workers=executor.workers)
     outcome = run_study(study, executor, watch)
     for line in ending(study, outcome):
         print(printable(line), file=sys.stderr)

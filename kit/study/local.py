@@ -59,11 +59,15 @@ class Subprocesses:
         return self._gpus
 
     def _environment(self, job: Job, gpus: Sequence[str]) -> dict[str, str]:
-        threads = job.threads or max(1, (os.cpu_count() or 1) // self.workers)
-        environment = os.environ | dict.fromkeys(THREADS, str(threads))
+        environment = environment_of(job.threads or max(1, (os.cpu_count() or 1) // self.workers))
         if job.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return environment
+
+
+def environment_of(threads: int) -> dict[str, str]:
+    """This process's, with so many threads for libraries of numbers."""
+    return os.environ | dict.fromkeys(THREADS, str(threads))
 
 
 class Subprocess:
