@@ -6,6 +6,7 @@ dead node goes on from its checkpoint there.
 
 import logging
 import os
+import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from kit.study.local import Subprocess, environment_of
 
 RETRIES = 10  # of a run, after nodes that died
 POLL_S = 0.5
+CONNECT_S = 10.0
 
 
 class RayTasks:
@@ -56,6 +58,19 @@ class RayTasks:
             return None
         largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in self._nodes)
         return f"asks for {threads} threads and {gpus} GPUs on one node, and the nodes have {largest}: lower resources"
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address:  # auto, local, or ray://
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"expected a Ray cluster's head at {address}, came {error}: start one (ray start --head) or correct this"
+        ) from error
 
 
 class RayTask:

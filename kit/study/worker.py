@@ -51,6 +51,7 @@ def work(job: Mapping[str, Any], is_watched: Callable[[], bool]) -> str:
 
 
 def main() -> int:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # a Ray worker hands down its mask
     job = json.load(sys.stdin)
 
     def is_watched() -> bool:
