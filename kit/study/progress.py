@@ -119,11 +119,11 @@ class Progress:
 
     def _news(self, running: Mapping[str, StudyRun], outcome: Outcome) -> list[str]:
         """A line for each run that started or ended since the last call."""
-        said = {} if self.redraws else dict.fromkeys(running, "started")
-        said |= dict.fromkeys(outcome.finished[self._before or 0 :], "finished")
+        said = dict.fromkeys(outcome.finished[self._before or 0 :], "finished")
         said |= {name: f"failed: {cause}" for name, cause in outcome.failed.items()}
         said |= {name: f"waits for {other}, which is not finished" for name, other in outcome.waiting.items()}
         said |= {name: "interrupted" for name in outcome.interrupted if name in self._started}
+        said |= {} if self.redraws else dict.fromkeys(running, "started")
         self._started |= running.keys()
         new = {name: text for name, text in said.items() if self._is_new(f"state of {name}", text)}
         return [printable(f"{name}: {text}") for name, text in new.items()]
