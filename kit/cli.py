@@ -44,7 +44,7 @@ def study(chosen: argparse.Namespace) -> int:
     """What is to be done with a study: a command of its own."""
     from kit.study import command  # as above
 
-    return getattr(command, chosen.what)(chosen)
+    return {"plan": command.plan, "run": command.run, "status": command.status}[chosen.what](chosen)
 
 
 def report(chosen: argparse.Namespace) -> int:

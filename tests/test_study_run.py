@@ -170,6 +170,12 @@ def test_a_failing_cell_is_told_with_its_cause_and_the_others_finish(tmp_path: P
     assert status.returncode == 1 and "ValueError: as asked" in status.stdout
 
 
+def test_where_nothing_is_finished_earlier_results_stay(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", FAILING.replace("  low: {rate: 1.0}\n", "").replace("CAUSE", "x"))
+    (folder / "results.csv").write_text("of before")
+    assert kit(folder).returncode == 1 and (folder / "results.csv").read_text() == "of before"
+
+
 def test_a_kernel_that_dies_leaves_its_notebook(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", FAILING.replace("CAUSE", "kill"))
     process = kit(folder)

@@ -1,11 +1,11 @@
 """Executing notebooks with parameters, one or a grid of them, strictly.
 
     parameters ranges in_notebook   what a notebook can be given: names, types, ranges
-    notebook                        one notebook, executed through papermill
-    file                            study.yaml: which runs there are
+    notebook engine                 one notebook, executed through papermill
+    file strict_yaml                study.yaml: which runs there are
     worker lock record              the process of a run: alone, and what it leaves for the next
-    local execute progress          many of them, W at a time, watched
-    plan results                    what they will take, what came out
+    execute local progress          many of them, W at a time, watched
+    plan results command            what they will take, what came out, and the command line
 
 A study is a folder with a `study.yaml`. Its run directories and executed notebooks go to `runs/`, its numbers to
 `results.csv`. Every notebook of the kit imports this package: it is to stay light.

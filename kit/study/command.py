@@ -35,7 +35,7 @@ def run(chosen: argparse.Namespace) -> int:
     outcome = run_study(study, executor, watch)
     for line in ending(study, outcome):
         print(printable(line), file=sys.stderr)
-    if outcome.signal is None:
+    if outcome.signal is None and outcome.finished:  # else what an earlier time found stays
         results = collect(study)
         print(f"results of {len(outcome.finished)} of {len(study.runs)} runs: {printable(str(results))}")
     return outcome.status

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,4 +55,5 @@ class Client(PapermillNotebookClient):
     def _interrupt(self) -> None:
         assert self.km is not None and self.km.provisioner is not None
         pid = self.km.provisioner.pid  # pyright: ignore[reportAttributeAccessIssue]
-        os.killpg(pid, signal.SIGINT)  # a kernel leads a group of its own
+        with suppress(ProcessLookupError):  # it is dead already
+            os.killpg(pid, signal.SIGINT)  # a kernel leads a group of its own

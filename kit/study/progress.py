@@ -83,7 +83,9 @@ class Progress:
         self._began: dict[str, float] = {}  # when runs that are executed were first seen
         self._first: dict[str, tuple[float, int]] = {}  # when they were first seen at a step, and which
         self._took: list[float] = []  # seconds of those that are finished
+        self._texts: dict[str, str] = {}  # where each run was when its directory was last looked into
         self._said: dict[str, str] = {}  # the last line about each
+        self._started: set[str] = set()
         self._drawn = 0  # lines to be written over
         self._read_at = float("-inf")
 
@@ -97,13 +99,14 @@ class Progress:
         states = {}
         if now - self._read_at >= 1.0 or not running:  # seconds between two looks into the directories
             self._read_at, states = now, {name: read_state(run) for name, run in running.items()}
-        texts = {name: f"{state}{self._left(name, state, now)}" for name, state in states.items()}
+        self._texts |= {name: f"{state}{self._left(name, state, now)}" for name, state in states.items()}
         if not self.redraws:
-            news += [f"{name}: {texts[name]}" for name, state in states.items() if self._is_new(name, state.metric)]
+            evaluated = {name: state.metric for name, state in states.items() if "eval/" in state.metric}
+            news += [f"{name}: {self._texts[name]}" for name, metric in evaluated.items() if self._is_new(name, metric)]
             self.write("".join(f"{line}\n" for line in news))
-        elif news or texts or not running:
+        elif news or states or not running:
             width = max(map(len, running), default=0)
-            lines = [f"  {name:<{width}}  {texts.get(name, '')}" for name in running]
+            lines = [f"  {name:<{width}}  {self._texts.get(name, '')}" for name in running]
             self._redraw(news, [*lines, self._summary(running, outcome)])
 
     def _clock_runs(self, now: float, running: Mapping[str, StudyRun], outcome: Outcome) -> None:
@@ -116,20 +119,19 @@ class Progress:
 
     def _news(self, running: Mapping[str, StudyRun], outcome: Outcome) -> list[str]:
         """A line for each run that started or ended since the last call."""
-        said = {} if self.redraws else dict.fromkeys(running, "started")
-        said |= dict.fromkeys(outcome.finished[self._before or 0 :], "finished")
+        said = dict.fromkeys(outcome.finished[self._before or 0 :], "finished")
         said |= {name: f"failed: {cause}" for name, cause in outcome.failed.items()}
         said |= {name: f"waits for {other}, which is not finished" for name, other in outcome.waiting.items()}
-        said |= {name: "interrupted" for name in outcome.interrupted if self._said.get(f"{name} started")}
-        for name in running:
-            self._said.setdefault(f"{name} started", "yes")
-        new = {name: text for name, text in said.items() if self._is_new(f"{name} ended", text)}
+        said |= {name: "interrupted" for name in outcome.interrupted if name in self._started}
+        said |= {} if self.redraws else dict.fromkeys(running, "started")
+        self._started |= running.keys()
+        new = {name: text for name, text in said.items() if self._is_new(f"state of {name}", text)}
         return [printable(f"{name}: {text}") for name, text in new.items()]
 
     def _is_new(self, about: str, text: str) -> bool:
-        """Whether there is something to say, and it was not said last."""
-        is_new = bool(text) and self._said.get(about) != text
-        self._said[about] = text or self._said.get(about, "")
+        """Whether something else was said of this last."""
+        is_new = self._said.get(about) != text
+        self._said[about] = text
         return is_new
 
     def _left(self, name: str, state: State, now: float) -> str:
@@ -143,8 +145,8 @@ class Progress:
 
     def _summary(self, running: Mapping[str, StudyRun], outcome: Outcome) -> str:
         total, lost = len(self.study.runs), len(outcome.failed) + len(outcome.waiting)
-        text = f"{len(outcome.finished)} of {total} finished, {len(running)} running" + (
-            f", {lost} failed" if lost else ""
+        text = (
+            f"{len(outcome.finished)} of {total} finished, {len(running)} running{f', {lost} failed' if lost else ''}"
         )
         left = total - len(outcome.finished) - lost - len(running)
         if self._took and left and outcome.signal is None:
