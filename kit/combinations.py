@@ -3,6 +3,7 @@
 from kit.config import RunConfig
 from kit.objectives import Objective
 from kit.reference import ReferenceStart
+from kit.settings import Settings
 from kit.sync import Schedule, WithSampler
 
 
@@ -29,4 +30,14 @@ def check_combination(
         raise ValueError(
             f"expected max_age >= {longest}, the largest staleness under {sync}, came {max_age}: each older batch "
             "would be dropped, and the policy would stand still. Sync more often, or OnDrift(..., max_interval=...)"
+        )
+
+
+def check_settings(settings: Settings, *, original: Settings, ref_sync: Schedule, ref_start: ReferenceStart) -> None:
+    """Raise ValueError for settings that a run which started with the original ones cannot have."""
+    check_combination(settings.config, settings.objective, settings.sync, ref_sync, ref_start)
+    if settings.objective.needs_reference and not original.objective.needs_reference:
+        raise ValueError(
+            "expected settings that need no reference, because this run started without one and has kept none, came "
+            f"{settings.objective}: start a run with it"
         )

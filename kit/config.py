@@ -70,6 +70,7 @@ class RunConfig:
     eval_prompts: int = 256  # held-out problems an evaluation
     eval_samples: int = 4  # completions a problem
     save_steps: int = 50  # optimizer steps between checkpoints; one more at the end
+    save_total_limit: int = 2  # newest checkpoints that are kept; `Run.fork` can start from any of them
     generation_batch_size: int | None = None  # completions drawn at a time; None = all at once
     micro_batch_size: int = 64  # rollouts in one backward pass; the gradient does not depend on it
     num_threads: int = 2  # of torch on a CPU; part of what makes a run reproducible to the bit
@@ -79,7 +80,8 @@ class RunConfig:
         _require(self.quantization is None or self.lora is not None, self, "quantization",
                  "None without lora, because quantized weights cannot be trained")  # fmt: skip
         for name in ("prompts_per_step", "group_size", "max_steps", "eval_steps", "eval_prompts", "eval_samples",
-                     "save_steps", "micro_batch_size", "num_threads", "reuse_epochs", "drift_prompts"):  # fmt: skip
+                     "save_steps", "save_total_limit", "micro_batch_size", "num_threads", "reuse_epochs",
+                     "drift_prompts"):  # fmt: skip
             _require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             _require(getattr(self, name) > 0, self, name, "above 0")

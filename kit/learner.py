@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -26,6 +27,14 @@ class NonFiniteError(RuntimeError):
     """The loss or its gradient is no longer a number; the weights are those of before this step."""
 
 
+class Logprobs(NamedTuple):
+    """What the policy and the reference said of all completion tokens of some rollouts, nats, (token,) each."""
+
+    rollouts: Sequence[Rollout]
+    policy: torch.Tensor
+    reference: torch.Tensor | None
+
+
 class Learner:
     """Policy, optimizer, objective and reference, and nothing about where examples come from."""
 
@@ -33,6 +42,7 @@ class Learner:
         self, policy: PreTrainedModel, objective: Objective, reference: Reference | None, config: RunConfig
     ) -> None:
         self.policy, self.objective, self.reference, self.config = policy, objective, reference, config
+        self.before: list[Logprobs] = []  # of the last update's micro-batches, before it
         self.optimizer = _optimizer(policy, config)
 
     def update(self, examples: Sequence[Example], totals: Totals, step: int) -> dict[str, float]:
@@ -48,7 +58,7 @@ class Learner:
         has_to_fit = self.objective.needs_fit and len(examples) > 0
         objective = self.objective.fitted(self._log_ratios(examples)) if has_to_fit else self.objective
         tokens = sum(len(rollout.completion_ids) for example in examples for rollout in example.rollouts)
-        temperature, pairs_of_logprobs = self.config.sampling.temperature, []
+        temperature, self.before = self.config.sampling.temperature, []
         self.optimizer.zero_grad(set_to_none=True)
         total_loss = 0.0
         for batch in self._micro_batches(examples):
@@ -60,12 +70,14 @@ class Learner:
             loss.backward()
             total_loss += loss.item()
             counted = scores.entropy.detach()[scores.completion_mask]
-            pairs_of_logprobs.append(_both_logprobs(rollouts, scores))
+            ref_logprobs = ref_scores.logprobs[ref_scores.completion_mask] if ref_scores else None
+            self.before.append(Logprobs(rollouts, scores.logprobs.detach()[scores.completion_mask], ref_logprobs))
             shares = (len(batch) / len(examples), len(counted) / tokens)
             for name, value in (metrics | {"entropy": counted.mean().item()}).items():
                 sums[name] = _combined(name, sums.get(name), value, *shares)
         if examples and self.config.sampling.top_p == 1:  # otherwise the sampler's log-probs are of a cut distribution
-            sums |= offpolicy_metrics(*(torch.cat(parts) for parts in zip(*pairs_of_logprobs, strict=True)))
+            pairs = ((logprobs, _old_logprobs(rollouts).to(logprobs)) for rollouts, logprobs, _ in self.before)
+            sums |= offpolicy_metrics(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) if examples else 0.0
         found = {"loss": total_loss, "grad_norm": float(norm), "learning_rate": learning_rate}
         if not (math.isfinite(total_loss) and math.isfinite(found["grad_norm"])):
@@ -149,8 +161,11 @@ def _rollouts(examples: Sequence[Example]) -> list[Rollout]:
 
 def _both_logprobs(rollouts: Sequence[Rollout], scores: TokenScores) -> tuple[torch.Tensor, torch.Tensor]:
     """Of all completion tokens, under the policy and under the sampler, (token,) each."""
-    old_logprobs = torch.tensor([logprob for rollout in rollouts for logprob in rollout.old_logprobs])
-    return scores.logprobs.detach()[scores.completion_mask], old_logprobs.to(scores.logprobs)
+    return scores.logprobs.detach()[scores.completion_mask], _old_logprobs(rollouts).to(scores.logprobs)
+
+
+def _old_logprobs(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    return torch.tensor([logprob for rollout in rollouts for logprob in rollout.old_logprobs])
 
 
 def _combined(name: str, before: float | None, value: float, of_examples: float, of_tokens: float) -> float:

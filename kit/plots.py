@@ -5,28 +5,23 @@ objective. A band is the 95 % interval over training seeds, or, for a single run
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import floor, log10, nan
+from dataclasses import dataclass, replace
+from math import log10
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from kit.gap import PARTS
+from kit.fork import origin_of, recorded_controls
+from kit.progress import X_AXES, Progress, axes_of
 from kit.runlog import read_jsonl
+from kit.settings import changes_text
 from kit.statistics import Interval, mean_interval
 
 REGIME_COLOURS = {"offline": "#E69F00", "semi-online": "#2A9D8F", "online": "#1F3B73"}
 LINE_STYLES = {"dpo": "-", "grpo": "--", "group_dpo": ":"}
-GAP_STYLES = {  # colour, marker, and what it is; Okabe and Ito's colours
-    "total": ("black", "", "total: trainer minus sampler"),
-    "staleness": ("#D55E00", "o", "staleness: updates since the sync"),
-    "truncation": ("#009E73", "^", "truncation: top-p, top-k"),
-    "dropout": ("#CC79A7", "D", "dropout"),
-    "quantization": ("#56B4E9", "s", "quantization of the frozen model"),
-    "numerics": ("#0072B2", "v", "numerics: engine, precision"),
-}
 LABELS = {
     "eval/accuracy": "sampled accuracy (fraction right)",
     "eval/greedy_accuracy": "greedy accuracy (fraction right)",
@@ -36,6 +31,12 @@ LABELS = {
     "eval/entropy": "entropy (nats per token, fresh samples)",
     "eval/mean_length": "completion length (tokens)",
     "reward": "reward of the sampler's completions",
+    "entropy": "entropy on what was trained on (nats per token)",
+    "completions/mean_length": "length of the sampler's completions (tokens)",
+    "frac_reward_zero_std": "groups without a signal (fraction)",
+    "sync/staleness": "staleness of the sampler (updates)",
+    "offpolicy/kl": "KL(policy || sampler) (nats per token)",
+    "grad_norm": "gradient norm",
     "kl": "KL(policy || reference) (nats per token)",
 }
 
@@ -57,58 +58,100 @@ def colour(sync_interval: int | str | None) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs of one configuration, one a training seed."""
+    """Runs of one configuration, one a training seed; where they are forks, of their own steps."""
 
     objective: str
     sync_interval: int | str | None  # steps; None = offline; text = another schedule, such as "on drift"
     runs: tuple[list[dict[str, Any]], ...]  # records of metrics.jsonl
+    name: str | None = None  # in legends; None = objective, regime and s
+    from_step: int = 0  # the first that is drawn: where a fork left its parent
+    shade: tuple[float, float, float] | None = None  # None = the colour of the regime
+    line: str | None = None  # matplotlib's name of a style; None = that of the objective
 
     @classmethod
     def read(cls, objective: str, sync_interval: int | str | None, out_dirs: Sequence[str | Path]) -> "Curve":
-        """From run directories."""
-        return cls(objective, sync_interval, tuple(read_jsonl(Path(path) / "metrics.jsonl") for path in out_dirs))
+        """From run directories. Forks that left their parents at one step with the same changes are named by these."""
+        paths = [Path(path) for path in out_dirs]
+        curve = cls(objective, sync_interval, tuple(read_jsonl(path / "metrics.jsonl") for path in paths))
+        origins = [origin_of(path) for path in paths]
+        steps = {None if origin is None else origin.step for origin in origins}
+        step = steps.pop()
+        if steps or step is None:
+            return curve
+        changes, *others = ([made for at, made in recorded_controls(path) if at == step] for path in paths)
+        if any(made != changes for made in others):
+            return curve
+        knobs = {knob: value for made in changes for knob, value in made.items()}
+        name = f"{changes_text(knobs) or 'fork'} from step {step}"
+        return replace(curve, sync_interval=knobs.get("sync_interval", sync_interval), name=name, from_step=step)
 
     @property
     def label(self) -> str:
-        s = "∞" if self.sync_interval is None else self.sync_interval
+        if self.name is not None:
+            return self.name
         name = self.objective.upper().replace("_", " ")
-        return f"{name}, {regime(self.sync_interval)} (s = {s})"
+        return f"{name}, {regime(self.sync_interval)} (s = {_interval_text(self.sync_interval)})"
 
-    def points(self, metric: str) -> list[tuple[int, Interval]]:
-        """(step, interval) wherever every run has the metric.
+    def points(self, metric: str, x: str = "step") -> list[tuple[float, Interval]]:
+        """(position, interval) wherever every run has the metric.
+
+        Args:
+            metric: a name in the records.
+            x: one of `kit.progress.X_AXES`; seeds spend different amounts up to a step, so the position is their mean.
 
         Raises:
-            KeyError: if no step has it.
+            KeyError: if no step has the metric.
+            ValueError: if a run has not logged what the axis counts, or there is no such axis.
         """
-        by_step: dict[int, list[Mapping[str, Any]]] = {}
+        by_step: dict[int, list[tuple[float, Mapping[str, Any]]]] = {}
         for records in self.runs:
-            for record in records:
+            if x not in axes_of(records):
+                there = ", ".join(axes_of(records))
+                raise ValueError(f"expected an x axis that {self.label} has logged ({there}), came {x!r}")
+            progress = Progress()
+            for position, record in [(progress.push(record)[x], record) for record in records]:
                 if metric in record:
-                    by_step.setdefault(record["step"], []).append(record)
+                    by_step.setdefault(record["step"], []).append((position, record))
         complete = {step: found for step, found in by_step.items() if len(found) == len(self.runs)}
         if not complete:
             raise KeyError(f"no record of {self.label} has the metric {metric!r}")
-        return [(step, _interval(found, metric)) for step, found in sorted(complete.items())]
+        first = max((step for step in complete if step <= self.from_step), default=0)  # where a fork leaves its parent
+        points = []
+        for step in sorted(step for step in complete if step >= first):
+            positions, found = zip(*complete[step], strict=True)
+            points.append((step if x == "step" else fmean(positions), _interval(found, metric)))
+        return points
 
 
-def plot_metric(ax: Axes, curves: Sequence[Curve], metric: str) -> None:
-    """One metric against the optimizer step, a line with its band for each curve."""
+def _interval_text(sync_interval: int | str | None) -> str:
+    return "∞" if sync_interval is None else str(sync_interval)
+
+
+def plot_metric(ax: Axes, curves: Sequence[Curve], metric: str, x: str = "step") -> None:
+    """One metric against what was spent, a line with its band for each curve; that of a fork starts with a dot.
+
+    Args:
+        x: one of `kit.progress.X_AXES`.
+    """
     for curve in curves:
-        steps, intervals = zip(*curve.points(metric), strict=True)
-        shade = colour(curve.sync_interval)
+        positions, intervals = zip(*curve.points(metric, x), strict=True)
+        shade = colour(curve.sync_interval) if curve.shade is None else curve.shade
         count = len(curve.runs)
         ax.plot(
-            steps,
+            positions,
             [interval.mean for interval in intervals],
             color=shade,
-            linestyle=LINE_STYLES.get(curve.objective, "-."),
+            linestyle=LINE_STYLES.get(curve.objective, "-.") if curve.line is None else curve.line,
             linewidth=1.8,
+            marker="o" if curve.from_step else "",
+            markersize=4,
+            markevery=[0],
             label=f"{curve.label}, {count} seed{'s' if count > 1 else ''}",
         )
         ax.fill_between(
-            steps, [i.low for i in intervals], [i.high for i in intervals], color=shade, alpha=0.15, linewidth=0
+            positions, [i.low for i in intervals], [i.high for i in intervals], color=shade, alpha=0.15, linewidth=0
         )
-    ax.set_xlabel("optimizer step")
+    ax.set_xlabel(X_AXES[x])
     ax.set_ylabel(label_of(metric))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
@@ -150,83 +193,4 @@ def headline_table(curves: Sequence[Curve], metric: str = "eval/accuracy") -> st
             f"| {curve.label} | {len(curve.runs)} | {points[0][1].mean:.2f} | {best.mean:.2f} (step {best_step}) "
             f"| **{last.mean:.2f}** ({last.low:.2f} to {last.high:.2f}) | {entropies[0]:.3f} | {entropies[-1]:.3f} |"
         )
-    return "\n".join(rows)
-
-
-def plot_gap(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """Where one run's gap between trainer and sampler comes from: each part over steps, on a log axis.
-
-    An exact zero has no place on it: a hollow marker on the line `0` below. Thin lines are syncs of the sampler.
-
-    Args:
-        records: of metrics.jsonl, of a run with `gap_steps`.
-
-    Raises:
-        KeyError: if no record has a gap.
-    """
-    measured = _with_gap(records)
-    steps = [record["step"] for record in measured]
-    values = {name: [record[f"gap/{name}/mean_abs"] for record in measured] for name in GAP_STYLES}
-    lowest = min((value for of_part in values.values() for value in of_part if value > 0), default=1e-8)
-    bottom = 10.0 ** (floor(log10(lowest)) - 1)
-    syncs = [r["step"] for r in records if r.get("sync/version") == r["step"] > 0]
-    for number, step in enumerate(syncs):
-        foot = 0.0 if len(syncs) <= 30 else 0.97  # where there are many, only their upper ends
-        ax.axvline(step, foot, color="0.8", linewidth=0.8, zorder=0, label="sync" if number == 0 else None)
-    for name, (shade, marker, label) in GAP_STYLES.items():
-        if not any(values[name]):
-            continue
-        style = (
-            {"color": shade, "linewidth": 3.5, "alpha": 0.25} if name == "total" else {"color": shade, "markersize": 4}
-        )
-        ax.plot(steps, [value or nan for value in values[name]], marker=marker, label=label, **style)
-        zeros = [step for step, value in zip(steps, values[name], strict=True) if value == 0]
-        ax.plot(zeros, [bottom] * len(zeros), marker or "o", markerfacecolor="white", color=shade, markersize=4)
-    absent = [name for name in GAP_STYLES if not any(values[name])]
-    if absent:
-        ax.plot([], [], " ", label="0 throughout:\n" + ",\n".join(absent))
-    _log_axis_with_zero(ax, bottom)
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel("|log-prob difference| (nats, mean over tokens)")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", alpha=0.25)
-
-
-def _log_axis_with_zero(ax: Axes, bottom: float) -> None:
-    """Decades as ticks, less of them where there are many, and a line for 0 at `bottom`, a decade below the rest."""
-    ax.set_yscale("log")
-    top = max(ax.get_ylim()[1], 10 * bottom)
-    first, last = round(log10(bottom)) + 1, floor(log10(top))
-    decades = range(first, last + 1, 1 + (last - first) // 8)
-    ax.set_yticks([bottom, *(10.0**n for n in decades)], ["0", *(f"$10^{{{n}}}$" for n in decades)])
-    ax.minorticks_off()
-    ax.axhline(bottom, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    ax.set_ylim(bottom / 2, top * 2)
-
-
-def _with_gap(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    measured = [record for record in records if "gap/cut" in record]
-    if not measured:
-        raise KeyError("no record has the metrics gap/*: run with RunConfig(gap_steps=...) to measure them")
-    return measured
-
-
-def gap_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The same as a Markdown table: each part over all measurements, and what it contributes to the divergence.
-
-    Raises:
-        KeyError: if no record has a gap.
-    """
-    measured = _with_gap(records)
-    count = len(measured)
-    rows = [
-        f"| part, {count} measurement{'s' if count > 1 else ''} | mean abs (nats) | largest (nats) "
-        "| part of KL(sampler \\|\\| policy) (nats per token) |",
-        "|---|---|---|---|",
-    ]
-    for name in (*PARTS, "total"):
-        mean_abs = sum(record[f"gap/{name}/mean_abs"] for record in measured) / count
-        largest = max(record[f"gap/{name}/max_abs"] for record in measured)
-        kl = sum(record[f"gap/{name}/kl"] for record in measured) / count
-        rows.append(f"| {name} | {mean_abs:.2g} | {largest:.2g} | {kl:.2g} |")
     return "\n".join(rows)

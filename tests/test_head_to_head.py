@@ -64,7 +64,7 @@ def test_the_last_evaluation_of_a_run_is_read(start: Callable[..., Run], tmp_pat
     run.finish()
     last, first = read_completions(tmp_path, "tiny"), read_completions(tmp_path, "tiny", 0)
     assert last == read_completions(tmp_path, "tiny", 4) and last != first
-    assert set(last) == {prompt.id for prompt in run.workloads[0].held_out}
+    assert set(last) == {prompt.id for prompt in run.training.workloads[0].held_out}
     assert {len(texts) for texts in last.values()} == {2}
     with pytest.raises(FileNotFoundError, match=r"'tiny' at step 3.*steps \[0, 2, 4\]"):
         read_completions(tmp_path, "tiny", 3)

@@ -1,6 +1,7 @@
 """Which rollouts train, as what, and how a micro-batch's share of the loss is divided."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -144,6 +145,7 @@ def test_m2po_within_an_objective_learns_its_bound_from_a_step() -> None:
         (lambda: DPO(nll_coef=-0.1), r"DPO\.nll_coef"),
         (lambda: DPO(entropy_coef=-0.1), r"DPO\.entropy_coef"),
         (lambda: GRPO(kl_coef=-0.1), r"GRPO\.kl_coef"),
+        (lambda: GRPO(entropy_coef=-0.1), r"GRPO\.entropy_coef"),
         (lambda: DPO(nll_normalize="none"), r"DPO\.nll_normalize must be one of \['sequence', 'token'\]"),
         (lambda: DPO(denominator="groups"), r"DPO\.denominator must be one of \['pairs', 'prompts'\]"),
         (lambda: GRPO(aggregate="tokens"), "tokens"),
@@ -175,8 +177,8 @@ ON_POLICY_SCORES = scores([[-1.0], [-2.0, -2.0, -2.0]])
 TOTALS = Totals(prompts=2, rollouts=8, tokens=40, examples=2)
 
 
-def grpo_of(aggregate: str, kl_coef: float = 0.0) -> GRPO:
-    return GRPO(aggregate=aggregate, max_completion_length=10 if aggregate == "constant" else None, kl_coef=kl_coef)
+def grpo_of(aggregate: str, **constants: float) -> GRPO:
+    return GRPO(aggregate=aggregate, max_completion_length=10 if aggregate == "constant" else None, **constants)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +196,9 @@ def test_grpo_divides_by_all_rollouts_or_all_tokens_of_the_step(aggregate: str, 
 
 
 @pytest.mark.parametrize("aggregate", ["sequence", "sum", "token", "constant"])
-@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
-def test_shares_of_micro_batches_add_up(aggregate: str, kl_coef: float) -> None:
-    objective = grpo_of(aggregate, kl_coef=kl_coef)
+@pytest.mark.parametrize(("kl_coef", "entropy_coef"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2)])
+def test_shares_of_micro_batches_add_up(aggregate: str, kl_coef: float, entropy_coef: float) -> None:
+    objective = grpo_of(aggregate, kl_coef=kl_coef, entropy_coef=entropy_coef)
     rows, reference = [[-1.1], [-2.3, -1.5, -2.2]], [[-1.4], [-2.0, -2.0, -1.0]]
     whole, _ = objective.loss(ON_POLICY, scores(rows), scores(reference) if kl_coef else None, TOTALS)
     parts = [
@@ -213,6 +215,19 @@ def test_grpo_clips_and_adds_the_kl_by_hand() -> None:
     assert metrics["kl"] == pytest.approx(0.0408182206817179, abs=1e-12)
     assert loss.item() == pytest.approx((-1.2 + 0.5 * 0.0408182206817179) / 2, abs=1e-7)
     assert metrics["clip_ratio/high_mean"] == 1.0
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "sum", "token", "constant"])
+def test_grpo_rewards_entropy_by_hand(aggregate: str) -> None:
+    # Entropies 2 and, of three tokens, 1, 0, 5: sequence means 2 and 2, over the 8 rollouts of the step: 4 / 8.
+    found = replace(ON_POLICY_SCORES, entropy=torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 5.0]]))
+    plain, _ = grpo_of(aggregate).loss(ON_POLICY, found, None, TOTALS)
+    loss, _ = grpo_of(aggregate, entropy_coef=0.3).loss(ON_POLICY, found, None, TOTALS)
+    assert (loss - plain).item() == pytest.approx(-0.3 * 4 / 8, abs=1e-7)
+
+
+def test_with_an_entropy_bonus_groups_of_equal_rewards_train_too() -> None:
+    assert [len(picked(GRPO(entropy_coef=coef), 1.0, 1.0)) for coef in (0.0, 0.1)] == [0, 2]
 
 
 def test_grpo_reads_old_logprobs_row_by_row() -> None:

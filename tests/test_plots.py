@@ -5,13 +5,16 @@ from collections.abc import Callable
 from functools import partial
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from kit.gap import PARTS
-from kit.plots import REGIME_COLOURS, Curve, colour, gap_table, headline_table, plot_gap, plot_metric, regime
+from kit.gap_plots import gap_table, plot_gap
+from kit.plots import REGIME_COLOURS, Curve, colour, headline_table, plot_metric, regime
+from tests.run_folders import forked, write_run
 
 
 def records(*accuracies: float) -> list[dict[str, float]]:
@@ -76,6 +79,61 @@ def test_the_table_names_first_best_and_last() -> None:
 def test_a_curve_is_read_from_run_directories(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(0.5, 0.6)))
     assert Curve.read("dpo", 1, [tmp_path]).runs == (records(0.5, 0.6),)
+
+
+def spending(*accuracies: float, tokens: int) -> list[dict[str, float]]:
+    """Evaluations with what their steps generated, at a sync each."""
+    return [
+        record | {"num_tokens": tokens, "num_completions": 8, "sync/version": record["step"], "time/train": 0.5}
+        for record in records(*accuracies)
+    ]
+
+
+def test_seeds_are_placed_at_the_mean_of_what_they_spent() -> None:
+    curve = Curve("dpo", 1, (spending(0.5, 0.6, 0.7, tokens=100), spending(0.5, 0.8, 0.9, tokens=300)))
+    # An evaluation costs what was spent before it: 0, then (100 + 300) / 2, then (200 + 600) / 2.
+    assert [x for x, _ in curve.points("eval/accuracy", "tokens")] == [0, 200, 400]
+    assert [x for x, _ in curve.points("eval/accuracy", "syncs")] == [0, 0, 1]  # the one at step 10 comes after it
+    ax = Figure().subplots()
+    plot_metric(ax, [curve], "eval/accuracy", x="seconds")
+    assert ax.get_lines()[0].get_xdata().tolist() == [0, 0.5, 1] and ax.get_xlabel().startswith("wall-clock (s)")
+
+
+@pytest.mark.parametrize("x", ["tokens", "epochs"])
+def test_an_axis_that_was_not_logged_is_an_error(x: str) -> None:
+    with pytest.raises(ValueError, match=rf"an x axis that DPO, online .* has logged \(step\), came '{x}'"):
+        Curve("dpo", 1, (records(0.5),)).points("eval/accuracy", x)
+
+
+def fork(folder: Path, step: int, accuracies: tuple[float, ...], **changes: Any) -> Path:
+    return write_run(folder, records(*accuracies), events=forked(step, "parent", **changes))
+
+
+def test_a_fork_is_drawn_from_where_it_left_its_parent_and_named_by_what_changed(tmp_path: Path) -> None:
+    parent = write_run(tmp_path / "parent", records(0.5, 0.6, 0.7, 0.8))
+    changed = fork(tmp_path / "fork", 10, (0.5, 0.6, 0.5, 0.4), sync_interval=100, learning_rate=1e-3)
+    curves = [Curve.read("dpo", 1, [parent]), Curve.read("dpo", 1, [changed])]
+    assert curves[1].label == "s = 100, learning_rate = 0.001 from step 10" and curves[1].sync_interval == 100
+    ax = Figure().subplots()
+    plot_metric(ax, curves, "eval/accuracy")
+    whole, part = ax.get_lines()
+    assert whole.get_xdata().tolist() == [0, 10, 20, 30] and part.get_xdata().tolist() == [10, 20, 30]
+    assert part.get_color() == colour(100) and part.get_marker() == "o" and whole.get_marker() == ""
+
+
+def test_a_fork_between_evaluations_begins_at_the_last_one_that_it_shares(tmp_path: Path) -> None:
+    curve = Curve.read("dpo", 1, [fork(tmp_path / "fork", 15, (0.5, 0.6, 0.5), beta=0.5)])
+    assert [step for step, _ in curve.points("eval/accuracy")] == [10, 20]
+    assert curve.label == "beta = 0.5 from step 15"
+
+
+def test_forks_of_several_seeds_are_one_curve_if_they_changed_the_same(tmp_path: Path) -> None:
+    same = [fork(tmp_path / f"{n}", 10, (0.5, 0.6), beta=0.5) for n in (0, 1)]
+    other = fork(tmp_path / "other", 10, (0.5, 0.6), beta=0.7)
+    unchanged = write_run(tmp_path / "unchanged", records(0.5, 0.6), events=forked(10, "p")[:2])
+    assert Curve.read("dpo", 1, same).label == "beta = 0.5 from step 10"
+    assert Curve.read("dpo", 1, [same[0], other]).label == "DPO, online (s = 1)"
+    assert Curve.read("dpo", 1, [unchanged]).label == "fork from step 10"
 
 
 def gaps(**parts: list[float]) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ PRESETS = {"math": paper_math, "wildchat": paper_wildchat, "mixed": paper_mixed}
 OURS = {
     "eval_steps", "eval_prompts", "eval_samples", "save_steps", "micro_batch_size", "num_threads", "drift_prompts",
     "gap_steps", "lora", "quantization", "bf16", "gradient_checkpointing", "optim", "device", "generation_batch_size",
+    "save_total_limit",
 }  # fmt: skip
 
 # Table 4 of arXiv 2506.21495: task, regime, beta (DPO) or KL weight (GRPO), Adam epsilon, reference follows, longest

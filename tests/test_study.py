@@ -84,6 +84,16 @@ def test_an_executed_notebook_holds_the_injected_values(notebook: Path, tmp_path
     assert cells[-1].outputs[0].text == "3 a 0.001 None\n"
 
 
+def test_of_a_widget_the_executed_file_keeps_its_text(notebook: Path, tmp_path: Path) -> None:
+    document = nbformat.read(notebook, as_version=4)
+    document.cells.append(nbformat.v4.new_code_cell("import ipywidgets\nipywidgets.IntSlider(5)"))
+    nbformat.write(document, notebook)
+    executed = nbformat.read(execute_notebook(notebook, tmp_path / "out.ipynb", {}), as_version=4)
+    (shown,) = executed.cells[-1].outputs
+    assert list(shown.data) == ["text/plain"] and "IntSlider" in shown.data["text/plain"]
+    assert "widgets" not in executed.metadata
+
+
 def test_papermill_alone_would_only_warn(notebook: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), {"setps": 4}, progress_bar=False)
     assert "unknown parameter: setps" in caplog.text  # the day this fails, ours may go

@@ -4,13 +4,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
 from kit.config import Lora, RunConfig
 from kit.doctor import ending, model, prompts, reward_model, sampling
 from kit.doctor.finding import Finding
 from kit.doctor.parts import Parts
-from kit.models.policy import ROOT
 from kit.types import Prompt
 
 Check = Callable[[Parts], Iterator[Finding]]
@@ -39,6 +36,10 @@ def model_parts(folder: str | Path, prompts: Sequence[Prompt] = (), lora: Lora |
         FileNotFoundError: if there is no such folder, or it holds no configuration or no tokenizer.
         UnreadableModelError: if these cannot be read, or need code of their own.
     """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # seconds, which only a model is worth
+
+    from kit.models.policy import ROOT
+
     path = next((path for path in (Path(folder), ROOT / folder) if (path / "config.json").is_file()), None)
     if path is None:
         raise FileNotFoundError(f"expected a model folder with config.json, came {str(folder)!r}: correct the path")

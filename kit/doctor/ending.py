@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from jinja2 import TemplateError
 
-from kit.doctor.finding import Finding, excerpt
+from kit.doctor.finding import Finding
 from kit.doctor.parts import Parts
+from kit.printable import excerpt
 
 ANSWER = "Yes, it is so."  # arbitrary
 CONVERSATION = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": ANSWER}]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kit.printable import printable
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")  # gravest first
 
@@ -43,21 +45,3 @@ class Finding:
         when = "before the run" if self.step is None else f"step {self.step}"
         head = f"{self.severity}: {self.name}{about}, {when}"
         return "\n".join(map(printable, (head, f"  seen: {self.seen}", f"  do:   {self.remedy}")))
-
-
-def printable(text: str) -> str:
-    r"""`text` with every character that is no visible one written out: control characters, ANSI codes, text direction.
-
-    >>> printable("a\x1b[31m\n\u202eb")
-    'a\\x1b[31m\\n\\u202eb'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def excerpt(text: str, limit: int = 80) -> str:
-    """The start of what a model wrote, quoted and printable.
-
-    >>> excerpt("a" * 5, limit=3)
-    '"aaa..."'
-    """
-    return f'"{printable(text[:limit])}{"..." if len(text) > limit else ""}"'

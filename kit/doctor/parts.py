@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from kit.config import RunConfig
 from kit.objectives import Objective
@@ -12,14 +12,17 @@ from kit.rewards.combine import RewardFunction
 from kit.sync import Schedule
 from kit.types import Prompt
 
+if TYPE_CHECKING:  # whoever only reads a run need not wait for it
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class Parts:
     """The parts of a run; `model` is the policy itself, once it is loaded."""
 
-    tokenizer: PreTrainedTokenizerBase | None = None
-    model_config: PreTrainedConfig | None = None
-    generation_config: GenerationConfig | None = None
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    model_config: "PreTrainedConfig | None" = None
+    generation_config: "GenerationConfig | None" = None
     model: nn.Module | None = None
     prompts: Sequence[Prompt] = ()
     functions: Sequence[RewardFunction] = ()

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from kit.doctor.finding import Finding, excerpt
+from kit.doctor.finding import Finding
 from kit.doctor.parts import Parts
+from kit.printable import excerpt
 
 MOST = 1000  # prompts looked at: a data set has one form, and tokenizing all of a large one takes minutes
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
 from kit.doctor.ending import CONVERSATION
-from kit.doctor.finding import Finding, excerpt
+from kit.doctor.finding import Finding
 from kit.doctor.parts import Parts
-from kit.models.reward_model import RewardModel
+from kit.printable import excerpt
 from kit.rewards.combine import function_name
+
+if TYPE_CHECKING:
+    from kit.models.reward_model import RewardModel
 
 
 def template(parts: Parts) -> Iterator[Finding]:
@@ -26,6 +30,8 @@ def template(parts: Parts) -> Iterator[Finding]:
 
     Source: trl PR#2276, reward-bench#115 (scores with the wrong template are wrong without any sign of it).
     """
+    from kit.models.reward_model import RewardModel  # whoever only reads a run need not wait for transformers
+
     for function in parts.functions:
         while isinstance(function, partial):
             function = function.func
@@ -33,7 +39,7 @@ def template(parts: Parts) -> Iterator[Finding]:
             yield from _of(function, function_name(function), parts)
 
 
-def _of(judge: RewardModel, name: str, parts: Parts) -> Iterator[Finding]:
+def _of(judge: "RewardModel", name: str, parts: Parts) -> Iterator[Finding]:
     own, chats = judge.tokenizer, [prompt.content for prompt in parts.prompts if not isinstance(prompt.content, str)]
     take = "set reward_model.tokenizer.chat_template to the one that it was trained with"
     if not own.chat_template:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.doctor.finding import SEVERITIES, Finding, printable
+from kit.doctor.finding import SEVERITIES, Finding
 from kit.doctor.live import Doctor
 from kit.doctor.window import Record, Setup, number, tasks_in
+from kit.printable import printable
 from kit.runlog import RunDirectoryError, read_jsonl
 from kit.types import Group, Prompt, Rollout
 

@@ -5,8 +5,9 @@ In peers' trackers these are the commonest ways to train for hours on nothing: f
 
 from collections.abc import Iterator
 
-from kit.doctor.finding import Finding, excerpt
+from kit.doctor.finding import Finding
 from kit.doctor.window import LAST, History, Sample, Setup
+from kit.printable import excerpt
 
 MOST = 0.5  # truncated or unjudged: more of what is learned then comes from the limit than from the task
 NEARLY_ALL = 0.95  # truncated: one in twenty is left to learn from

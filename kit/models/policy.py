@@ -15,7 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from kit.config import Lora
 from kit.logprobs import token_logprobs
 from kit.masking import right_pad
-from kit.models.adapters import Quantization, add_adapter, quantization_config, settle_quantized
+from kit.models.adapters import Quantization, add_adapter, quantization_config, save_adapter, settle_quantized
+from kit.models.weights import POLICY, has_adapter, weights_of
 from kit.types import Rollout, TokenScores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,3 +241,15 @@ def _read_prompts(
 
 def _unflatten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def save_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a policy and its tokenizer as a folder that transformers, and another run, can load.
+
+    With adapters in training it is a PEFT folder: of the adapter alone, and the name of the model it belongs to.
+    """
+    if has_adapter(policy):
+        save_adapter(weights_of(policy), policy.peft_config[POLICY], folder)
+    else:
+        policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ import torch
 from kit.advantages import standardized
 from kit.importance import Importance, NoCorrection, PPOClip
 from kit.kl import KLEstimator, k3
-from kit.losses import grpo_loss
+from kit.losses import entropy_loss, grpo_loss
 from kit.masking import AGGREGATES
 from kit.objectives.objective import Loss, Objective, require, rewards_tensor, token_rows
 from kit.types import Example, Group, TokenScores, Totals
@@ -30,6 +30,8 @@ class GRPO(Objective):
         advantages: (prompt, group) rewards -> advantages; see `kit.advantages`.
         kl_coef: weight of the estimate of KL(policy || reference), >= 0.
         kl_estimator: per-token estimate; see `kit.kl`.
+        entropy_coef: weight of the entropy bonus, >= 0: the mean over completions of each one's mean over tokens,
+            whatever `aggregate` is, as in DPO.
 
     Source: Shao et al. 2024 (arXiv 2402.03300); arXiv 2506.21495, Eq. 1.
     """
@@ -40,9 +42,11 @@ class GRPO(Objective):
     advantages: Advantages = standardized
     kl_coef: float = 0.0
     kl_estimator: KLEstimator = k3
+    entropy_coef: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.kl_coef >= 0, "GRPO.kl_coef", "0 or more", self.kl_coef)
+        require(self.entropy_coef >= 0, "GRPO.entropy_coef", "0 or more", self.entropy_coef)
         require(self.aggregate in AGGREGATES, "GRPO.aggregate", f"one of {sorted(AGGREGATES)}", self.aggregate)
         given, needed = self.max_completion_length is not None, self.aggregate == "constant"
         expected = "given with aggregate='constant', and with nothing else, and at least 1"
@@ -75,8 +79,8 @@ class GRPO(Objective):
     def select(self, group: Group, generator: torch.Generator) -> list[Example]:
         advantages = self.advantages(rewards_tensor(group)[None])[0].tolist()
         judged = [(r, a) for r, a in zip(group.rollouts, advantages, strict=True) if not math.isnan(a)]
-        # Without a KL term a group of equal rewards has a gradient of exactly zero: leaving it out saves its passes.
-        if not self.kl_coef and not any(advantage for _, advantage in judged):
+        # Without a KL term or a bonus, a group of equal rewards has a gradient of exactly zero: why compute it?
+        if not self.kl_coef and not self.entropy_coef and not any(advantage for _, advantage in judged):
             return []
         return [Example((rollout,), (advantage,)) for rollout, advantage in judged]
 
@@ -99,6 +103,10 @@ class GRPO(Objective):
             kl_estimator=self.kl_estimator,
             prox_logprobs=token_rows([r.prox_logprobs for r in rollouts], scores) if has_prox else None,
         )
-        by_token = self.aggregate == "token"
-        share = int(scores.completion_mask.sum()) / totals.tokens if by_token else len(rollouts) / totals.rollouts
-        return loss * share, metrics | {"policy_loss": metrics["policy_loss"] * share}
+        by_token, of_rollouts = self.aggregate == "token", len(rollouts) / totals.rollouts
+        share = int(scores.completion_mask.sum()) / totals.tokens if by_token else of_rollouts
+        loss = loss * share
+        if self.entropy_coef:
+            bonus, _ = entropy_loss(scores.entropy, scores.completion_mask)
+            loss = loss + self.entropy_coef * of_rollouts * bonus
+        return loss, metrics | {"policy_loss": metrics["policy_loss"] * share}

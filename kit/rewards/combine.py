@@ -115,8 +115,8 @@ def _gather(functions: Mapping[str, RewardFunction], arguments: dict[str, Any]) 
     started: Future[asyncio.AbstractEventLoop] = Future()
     threading.Thread(target=_run_loop, args=(started,), daemon=True).start()
     loop = started.result()
-    pending = asyncio.run_coroutine_threadsafe(together(), loop)
-    try:
+    try:  # from here on, since an interrupt may come as soon as the functions have begun
+        pending = asyncio.run_coroutine_threadsafe(together(), loop)
         return dict(zip(functions, pending.result(), strict=True))
     finally:
         loop.call_soon_threadsafe(loop.stop)

@@ -24,7 +24,7 @@ sys.path[0] = str(ROOT)  # of a script it is its own folder
 
 from tests.bench.measure import OFFLINE, cpu_model, parser  # noqa: E402
 
-BENCHMARKS = ("step", "sampler", "logprob_path", "scaling")
+BENCHMARKS = ("step", "sampler", "logprob_path", "scaling", "dashboard")
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "math-verify")
 
 

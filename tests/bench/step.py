@@ -64,7 +64,7 @@ class KitSide:
             num_threads=threads, sampling=Sampling(max_completion_length=LIMIT),
         )  # fmt: skip
         self._run = Run(config, task=Arithmetic(), objective=OBJECTIVES[objective](), sync=Every(1), out_dir=folder)
-        start_verifiers(self._run.workloads[0].functions[0])
+        start_verifiers(self._run.training.workloads[0].functions[0])
         self.records: list[dict[str, Any]] = []
 
     def steps(self, count: int) -> None:
