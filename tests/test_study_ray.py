@@ -1,5 +1,6 @@
 """A study on a real Ray cluster of several nodes on this machine, one of which is killed."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -14,27 +15,31 @@ from kit.study.local import Subprocesses
 from kit.study.on_ray import RayTasks
 from kit.study.record import INTERRUPTED, read_record, record_path
 from kit.study.results import collect
+from tests.conftest import LOCAL
 from tests.counting_study import starts, write_study
 
 SIX = (
     "notebook: {notebook}\nshared: {steps: 20, pause: 0.4}\narms:\n  low: {rate: 1.0}\n  high: {rate: 2.0}\n"
     "seeds: [0, 1, 2]\nresources: {threads: 1}\n"
 )
+SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20}
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of Ray's own processes and sockets
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Three nodes of one CPU each, and a head that executes nothing."""
     import ray
     from ray.cluster_utils import Cluster
 
-    made: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
-    made.workers = [made.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(3)]
+    made: Any = Cluster(initialize_head=True, head_node_args=SMALL | {"num_cpus": 0})
+    made.workers = [made.add_node(num_cpus=1, **SMALL) for _ in range(3)]
     made.wait_for_nodes()
+    monkeypatch.setattr("tests.conftest.LOCAL", {*LOCAL, made.head_node.node_ip_address})  # this machine's own address
     yield made
     ray.shutdown()
     made.shutdown()
+    gc.collect()  # sockets that Ray leaves open complain here, rather than in a test of somebody else
 
 
 def test_a_node_is_killed_and_the_results_are_the_same(cluster: Any, tmp_path: Path) -> None:

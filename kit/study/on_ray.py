@@ -38,6 +38,7 @@ class RayTasks:
         if workers < 1:
             raise ValueError(f"expected workers >= 1, came {workers}")
         self.workers = workers
+        _check_answers(address)
         ray.init(
             address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _inherited()}
         )
