@@ -41,10 +41,18 @@ def execute(chosen: argparse.Namespace) -> int:
 
 
 def study(chosen: argparse.Namespace) -> int:
-    """Execute what is unfinished of a study."""
-    from kit.study import run_study  # as above
+    """What is to be done with a study: a command of its own."""
+    from kit.study import command  # as above
 
-    print(f"results: {run_study(chosen.folder, jobs=chosen.jobs)}")
+    return {"plan": command.plan, "run": command.run, "status": command.status}[chosen.what](chosen)
+
+
+def report(chosen: argparse.Namespace) -> int:
+    """Make the report of a study."""
+    from kit.report import make_report  # as above
+
+    for path in make_report(chosen.study, baseline=chosen.baseline, margin=chosen.margin):
+        print(f"report: {printable(str(path))}")
     return 0
 
 
@@ -109,10 +117,25 @@ def arguments_parser() -> argparse.ArgumentParser:
     one.add_argument("output", type=Path)
     one.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
 
-    one = commands.add_parser("study", help="execute the unfinished runs of a folder's study.yaml, collect results.csv")
-    one.set_defaults(act=study)
-    one.add_argument("folder", type=Path)
-    one.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    what = commands.add_parser("study", help="grids of runs that resume").add_subparsers(required=True, metavar="WHAT")
+    for name, help in (
+        ("plan", "print the runs of a study, and the time and memory that they will take"),
+        ("run", "execute those that are not finished, collect results.csv; 1 if a run failed"),
+        ("status", "print how far each run is; 1 if one failed"),
+    ):
+        one = what.add_parser(name, help=help)
+        one.set_defaults(act=study, what=name)
+        one.add_argument("study", type=Path, help="a study.yaml, or the folder that holds one")
+        if name != "status":
+            one.add_argument("--workers", type=int, metavar="W", help="runs at a time; default 1, with --ray all")
+        if name == "run":
+            one.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that executes them; auto finds it")
+
+    one = what.add_parser("report", help="execute its report notebook, and write it as a web page as well")
+    one.set_defaults(act=report)
+    one.add_argument("study", type=Path, help="the study's folder")
+    one.add_argument("--baseline", metavar="ARM", help="with which the other arms are compared; default: the first")
+    one.add_argument("--margin", type=float, help="differences below it count as none, in the unit of the score")
 
     one = commands.add_parser("doctor", help="what is wrong with a run, or with a model before one; 1 if an error is")
     one.set_defaults(act=doctor)
@@ -143,7 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return chosen.act(chosen)
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"error: {printable(line)}", file=sys.stderr)
         return 2
 
 

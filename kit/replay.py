@@ -10,7 +10,7 @@ from typing import Any
 from kit.fork import free_sibling, recorded_controls
 from kit.recipe import RecipeError, run_arguments
 from kit.run import Run
-from kit.runlog import TIMING, RunDirectoryError, read_jsonl
+from kit.runlog import MEASURED, RunDirectoryError, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ def _compared(path: Path, recorded: list[dict[str, Any]], came: list[dict[str, A
 
 
 def _untimed(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if not name.startswith(TIMING)}
+    return {name: value for name, value in record.items() if not name.startswith(MEASURED)}

@@ -11,6 +11,7 @@ from kit.checkpoint import list_checkpoints
 from kit.combinations import check_settings
 from kit.config import RunConfig
 from kit.controls import Controls
+from kit.costs import weight_counts
 from kit.doctor import Doctor, Finding, Parts, Setup, check_parts, tell
 from kit.fork import fork_directory, free_sibling, recorded_controls
 from kit.interrupt import deferred_interrupt
@@ -234,4 +235,7 @@ class Run:
             self.doctor.replay(self.log.metrics())
             self.log.status("running", self.step)
         self._take_controls()
-        self.log.event("resume" if checkpoints else "start", step=self.step)
+        if checkpoints:
+            self.log.event("resume", step=self.step)
+        else:
+            self.log.event("start", step=self.step, weights=weight_counts(self.policy))

@@ -67,6 +67,7 @@ METRICS = {
     "examples": "pairs, completions or groups trained on",
     "num_completions": "completions generated in this step; 0 where a batch is used again",
     "num_tokens": "completion tokens generated in this step; 0 where a batch is used again",
+    "num_trained_tokens": "completion tokens in the examples of this update",
     "sync/version": "updates in the weights that generated this step's completions",
     "sync/staleness": "updates that the sampler lags behind the policy; 0 = on-policy",
     "sync/drift": "KL(policy || sampler) after this update, on all completions of drift_prompts groups, nats/token",
@@ -84,9 +85,10 @@ METRICS = {
     "eval/rewards/*/mean": "mean of one reward or pointwise judging function over those samples",
     "task/*/*": "in runs of several tasks: the metric named after the task, over its completions alone",
     "time/*": "seconds of wall-clock in this step",
+    "memory/peak": "bytes, so far in this process: resident on a CPU, allocated by torch on a GPU",
 }
 
-TIMING = "time/"  # the only fields that differ between two runs of one configuration on one CPU
+MEASURED = ("time/", "memory/")  # the only fields that differ between two runs of one configuration on one CPU
 
 
 class RunDirectoryError(RuntimeError):

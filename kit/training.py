@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kit.checkpoint import Position, load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from kit.costs import peak_memory
 from kit.gap import measure_gap
 from kit.learner import Learner
 from kit.models.policy import load_policy
@@ -98,6 +99,8 @@ class Training:
         examples = batch.examples if max_age is None or age <= max_age else ()
         record |= batch.metrics | {"sync/version": self.sampler.version, "sync/staleness": age}
         record |= {"reuse_epoch": step % config.reuse_epochs, "examples/too_old": len(batch.examples) - len(examples)}
+        trained = sum(len(rollout.completion_ids) for example in examples for rollout in example.rollouts)
+        record |= {"num_trained_tokens": trained}
         if record["reuse_epoch"]:  # nothing was generated
             record |= {"num_completions": 0, "num_tokens": 0}
         if config.gap_steps and step % config.gap_steps == 0:
@@ -116,7 +119,7 @@ class Training:
                 log.rollouts(step, self.recorder.rollouts(batch, examples, self.learner.before))
             clock.lap("log")
         self.step += 1
-        return record | clock.laps, batch
+        return record | clock.laps | {"memory/peak": peak_memory(self.policy.device)}, batch
 
     def evaluate(self, log: RunLog) -> Record:
         """Of the policy as it is now, on every task: a record without an update."""

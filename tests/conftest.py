@@ -193,9 +193,11 @@ def happened(out_dir: Path) -> list[str]:
 
 
 def untimed(out_dir: Path) -> list[str]:
-    """The lines of a run's metrics.jsonl without the fields that say how long things took."""
+    """The lines of a run's metrics.jsonl without the fields that say how long things took and how much memory."""
+    from kit.runlog import MEASURED
+
     records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
-    return [json.dumps({k: v for k, v in record.items() if not k.startswith("time/")}) for record in records]
+    return [json.dumps({k: v for k, v in record.items() if not k.startswith(MEASURED)}) for record in records]
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -16,11 +16,11 @@ FILES = sorted((ROOT / "kit").rglob("*.py"))
 LAYERS = {
     0: "types config",
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
-    "rollouts toy preferences winrate ranking selection progress printable",
+    "rollouts toy preferences winrate ranking selection progress printable differences",
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
-    "export memory timing settings controls fork",
+    "export costs memory timing settings controls fork",
     3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
-    4: "plots gap_plots output compare dashboard microscope trl_callback exercises cli",
+    4: "report plots gap_plots output compare dashboard microscope trl_callback exercises cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300
@@ -32,6 +32,7 @@ PURE_PACKAGES = {"kit", "torch", "jaxtyping"} | sys.stdlib_module_names
 PURE_EXCEPTIONS = {
     "rewards": {"math_verify", "latex2sympy2_extended"},
     "winrate": {"sklearn"},
+    "statistics": {"scipy"},
     "ranking": {"sklearn"},
 }
 # Imported by the function that needs them.

@@ -173,7 +173,7 @@ def test_an_interval_prints_its_bounds_and_its_n() -> None:
         (pass_at_k, {"num_correct": 3, "num_samples": 2, "k": 1}, "came 3, 2, 1"),
         (pass_at_k, {"num_correct": 1, "num_samples": 2, "k": 3}, "came 1, 2, 3"),
         (pass_at_k, {"num_correct": 1, "num_samples": 2, "k": 0}, "came 1, 2, 0"),
-        (t_quantile, {"probability": 0.975, "df": 0}, "degree of freedom, came 0"),
+        (t_quantile, {"probability": 0.975, "df": 0}, "degrees of freedom above 0, came 0"),
     ],
 )
 def test_refusals(function: Any, arguments: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from kit.compare.arms import Arm, schedule_text
 from kit.objectives import OBJECTIVES
 from kit.plots import Curve, colour, label_of, plot_metric
+from kit.runlog import MEASURED
 
 QUALITY = ("*eval/accuracy", "*eval/win_rate", "*eval/length_controlled_win_rate", "*eval/reward")
 SHOWN = (  # the panels, in this order
@@ -89,7 +90,7 @@ def logged_by(curve: Curve) -> set[str]:
 
 
 def _is_drawn(name: str) -> bool:
-    return name != "step" and not name.startswith("time/") and not name.endswith(("_low", "_high"))
+    return name != "step" and not name.startswith(MEASURED) and not name.endswith(("_low", "_high"))
 
 
 def panel(ax: Axes, curves: Sequence[Curve], metric: str, x: str) -> None:

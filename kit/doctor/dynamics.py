@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kit.doctor.finding import Finding
 from kit.doctor.signal import shown
 from kit.doctor.window import LAST, History, Record, Setup, number
-from kit.runlog import TIMING
+from kit.runlog import MEASURED
 
 ENTROPY_SHARE = 0.05  # of the start's; runs that end at 0.95 accuracy keep 0.08 to 0.12
 SEQUENCE_ENTROPY = 0.1  # nats a completion; those runs keep 0.2
@@ -146,7 +146,7 @@ def non_finite(history: History, setup: Setup) -> Iterator[Finding]:
     odd = [
         f"{name}={value}"
         for name, value in history.latest.items()
-        if isinstance(value, float) and not math.isfinite(value) and not name.startswith(TIMING)
+        if isinstance(value, float) and not math.isfinite(value) and not name.startswith(MEASURED)
     ]
     if odd:
         remedy = (

@@ -18,6 +18,7 @@ from kit.models.policy import load_policy, score
 from kit.models.weights import POLICY, weights_of
 from kit.objectives import GRPO
 from kit.run import Run
+from kit.runlog import MEASURED
 from kit.samplers import SyncError, TransformersSampler, VLLMSampler
 from kit.samplers.vllm_engine import VLLMEngine
 from kit.samplers.vllm_start import SamplerDied
@@ -216,7 +217,7 @@ def test_a_killed_run_goes_on_with_the_weights_that_its_sampler_held(tmp_path: P
     for name in ("metrics.jsonl", "receipts.jsonl"):
         for one, other in zip(lines(tmp_path / "whole" / name), lines(tmp_path / "cut" / name), strict=True):
             for key in one.keys() - {"seconds", "digest", "sampler_digest"}:
-                if not key.startswith("time/"):
+                if not key.startswith(MEASURED):
                     assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-4), (name, one["step"], key)
 
 
