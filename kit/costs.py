@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit.progress import spent
 from kit.runlog import RunDirectoryError, read_jsonl
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Costs:
         completions: generated for training.
         tokens: of these completions.
         trained_tokens: of those that an update was made from, as often as it was.
-        syncs: copies into the sampler after the first.
+        syncs: copies of the policy into the sampler.
         flops: estimated, of generating and training; evaluations left out.
         peak_memory: bytes; see `peak_memory`.
     """
@@ -61,16 +62,17 @@ class Costs:
                 if name.startswith("time/"):
                     part = name.removeprefix("time/")
                     seconds[part] = seconds.get(part, 0.0) + value
-        tokens = sum(record.get("num_tokens", 0) for record in records)
+        end = spent(records)
+        tokens = int(end["tokens"])
         trained = [record["num_trained_tokens"] for record in records if "num_trained_tokens" in record]
         peaks = [record["memory/peak"] for record in records if "memory/peak" in record]
         weights = next((event["weights"] for event in events if "weights" in event), None)
         return Costs(
             seconds,
-            sum(record.get("num_completions", 0) for record in records),
+            int(end["completions"]),
             tokens,
             sum(trained) if trained else None,
-            len(read_jsonl(path / "receipts.jsonl")),
+            int(end["syncs"]),
             None if weights is None or not trained else _flops(path, weights, tokens, sum(trained)),
             max(peaks, default=None),
         )

@@ -61,5 +61,25 @@ class Progress:
         return before
 
 
+def spent(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What a run has spent after the last of its records, on every axis of `X_AXES`; its steps are not counted."""
+    progress = Progress()
+    for record in records:
+        progress.push(record)
+    return progress.push({"step": 0})
+
+
+def duration(seconds: float) -> str:
+    """For a reader.
+
+    >>> duration(12.34), duration(83), duration(7260)
+    ('12.3 s', '1 min 23 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def _is_spent_on_training(name: str) -> bool:
     return name.startswith("time/") and name != "time/eval"

@@ -29,7 +29,7 @@ class Replay:
 
     def __str__(self) -> str:
         if self.difference is None:
-            return f"{self.records} records, identical to the byte (time/* apart): {self.path}"
+            return f"{self.records} records, identical to the byte (time/* and memory/* apart): {self.path}"
         return f"{self.records} records are identical, then {self.difference}: {self.path}"
 
 

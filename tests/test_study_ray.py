@@ -53,7 +53,7 @@ def test_a_node_is_killed_and_the_results_are_the_same(cluster: Any, tmp_path: P
             killed.append(cluster.workers[0])
             cluster.remove_node(cluster.workers[0], allow_graceful=False)
 
-    outcome = run_study(study, RayTasks(cluster.address), watch)
+    outcome = run_study(study, RayTasks(cluster.address, 6), watch)
     assert killed and (outcome.failed, outcome.waiting, outcome.interrupted) == ({}, {}, [])
     assert sorted(outcome.finished) == sorted(study.runs)
     assert max(len(starts(folder, name)) for name in study.runs) == 2  # the run that was on it, once more
@@ -67,7 +67,7 @@ def test_a_node_is_killed_and_the_results_are_the_same(cluster: Any, tmp_path: P
 def test_what_no_node_can_hold_is_refused_before_anything_starts(cluster: Any, tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", SIX.replace("threads: 1", "threads: 1, gpus: 1"))
     with pytest.raises(StudyError, match=r"asks for 1 threads and 1 GPUs on one node, and .*1 CPUs and 0"):
-        run_study(read_study(folder), RayTasks(cluster.address))
+        run_study(read_study(folder), RayTasks(cluster.address, 6))
     assert not (folder / "runs").exists()
 
 
@@ -81,7 +81,7 @@ def test_a_signal_ends_runs_at_a_step_and_they_go_on(cluster: Any, tmp_path: Pat
             sent.append(signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    executor = RayTasks(cluster.address)
+    executor = RayTasks(cluster.address, 6)
     outcome = run_study(study, executor, watch)
     assert outcome.status == 128 + signal.SIGTERM and sorted(outcome.interrupted) == sorted(study.runs)
     records = [read_record(record_path(run)) for run in study.runs.values()]
@@ -93,4 +93,4 @@ def test_a_signal_ends_runs_at_a_step_and_they_go_on(cluster: Any, tmp_path: Pat
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
 def test_no_cluster_is_an_error_that_says_so(address: str) -> None:
     with pytest.raises(ConnectionError, match=f"expected a Ray cluster's head at {address}, came .*: start one"):
-        RayTasks(address)
+        RayTasks(address, 1)

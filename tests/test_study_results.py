@@ -10,7 +10,7 @@ from kit.cli import main
 from kit.study.execute import Outcome
 from kit.study.file import Study, read_study
 from kit.study.plan import plan_study
-from kit.study.progress import Progress, read_state
+from kit.study.progress import StudyProgress, read_state
 from kit.study.record import Record, read_record
 from kit.study.results import collect
 from tests.counting_study import write_study
@@ -110,7 +110,7 @@ def told(study: Study, redraws: bool) -> str:
     """Both runs: the first makes 10 steps in 20 s and finishes, the second fails."""
     now = [0.0]
     said = io.StringIO()
-    progress = Progress(study, said.write, redraws=redraws, clock=lambda: now[0])
+    progress = StudyProgress(study, said.write, redraws=redraws, clock=lambda: now[0])
     running, outcome = dict(study.runs), Outcome()
     for step in (0, 10):
         now[0] = 2.0 * step
@@ -127,7 +127,7 @@ def test_in_a_pipe_each_change_is_a_line(study: Study) -> None:
         "low_seed0: started",
         "high_seed0: started",
         "low_seed0: step 0 of 40  eval/accuracy 0.000",
-        "low_seed0: step 10 of 40  eval/accuracy 0.500  1 min left",  # 30 more at 2 s a step
+        "low_seed0: step 10 of 40  eval/accuracy 0.500  1 min 0 s left",  # 30 more at 2 s a step
         "low_seed0: finished",
         "high_seed0: failed: ValueError: \\x1b[31mno",
     ]

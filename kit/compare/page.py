@@ -8,12 +8,12 @@ from pathlib import Path
 from kit.compare.arms import Arm, SavedRun
 from kit.compare.drawing import key_svg, panel_svg, range_svg, variables
 from kit.compare.figures import logged_by
-from kit.compare.table import ABSENT, COLUMNS, NOTE, Row, duration
+from kit.compare.table import ABSENT, COLUMNS, NOTE, Row
 from kit.doctor import Finding
 from kit.doctor.finding import SEVERITIES
 from kit.plots import Curve, label_of
 from kit.printable import printable
-from kit.progress import X_AXES
+from kit.progress import X_AXES, duration
 
 BY_MEASURE = ("measure", "first", "best", "last [95 % interval]", "entropy (nats/token)", "length (tokens)")
 SPENT = {

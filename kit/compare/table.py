@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from statistics import fmean
 
-from kit.compare.arms import Arm, SavedRun
+from kit.compare.arms import Arm
 from kit.compare.figures import QUALITY, logged_by
 from kit.doctor.finding import SEVERITIES
 from kit.plots import Curve, label_of
 from kit.printable import printable
-from kit.progress import Progress, axes_of
+from kit.progress import axes_of, duration, spent
 from kit.statistics import Interval
 
 ABSENT = "–"
@@ -110,29 +110,10 @@ def _spent(axis: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         if not all(axis in axes_of(run.records) for run in row.arm.runs):
             return ABSENT
-        mean = fmean(_total(run)[axis] for run in row.arm.runs)
+        mean = fmean(spent(run.records)[axis] for run in row.arm.runs)
         return duration(mean) if axis == "seconds" else f"{mean:,.0f}"
 
     return text
-
-
-def _total(run: SavedRun) -> dict[str, float]:
-    """What a run has spent after its last record."""
-    progress = Progress()
-    for record in run.records:
-        progress.push(record)
-    return progress.push({"step": len(run.records)})
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(12.34), duration(83), duration(7260)
-    ('12.3 s', '1 min 23 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _doctor(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
@@ -14,8 +14,10 @@ from kit.microscope.payload import about, group_payload, line_payload
 from kit.microscope.rollouts import Found, Rollouts
 from kit.microscope.text import LIMIT, visible
 from kit.output import Output, in_a_page
-from kit.run import Run
 from kit.runlog import RunDirectoryError
+
+if TYPE_CHECKING:  # whoever only reads its directory need not wait for transformers
+    from kit.run import Run
 
 PAGE = 50  # groups in the list
 HERE = Path(__file__).parent
@@ -45,12 +47,12 @@ class Microscope(anywidget.AnyWidget):
     group = traitlets.Dict().tag(sync=True)
 
     def __init__(
-        self, runs: Run | str | Path | Iterable[str | Path], asked: Filter | None = None, *, sort: str = "step",
+        self, runs: "Run | str | Path | Iterable[str | Path]", asked: Filter | None = None, *, sort: str = "step",
         descending: bool = False, colour_by: str = "logprob",
     ) -> None:  # fmt: skip
         if colour_by not in MEASURES:
             raise ValueError(f"colour_by must be one of {list(MEASURES)}, got {colour_by!r:.80}")
-        self._folders = runs.log.path if isinstance(runs, Run) else runs
+        self._folders = runs if isinstance(runs, str | Path | Iterable) else runs.log.path
         self._rollouts = Rollouts(self._folders)
         chosen = {name: value for name, value in vars(asked or Filter()).items() if value is not None}
         question = {"filter": chosen, "sort": sort, "descending": descending, "page": 0, "group": None}

@@ -31,13 +31,10 @@ def read_results(folder: str | Path) -> Results:
 
 
 def main_metrics(results: Results) -> list[str]:
-    """The held-out scores that a study has: of a task's own, where there are several."""
-    names = dict.fromkeys(name for runs in results.values() for records in runs.values() for r in records for name in r)
-    for main in MAIN:
-        found = [name for name in names if name == main or (name.startswith("task/") and name.endswith(f"/{main}"))]
-        if found:
-            return [name for name in names if name.startswith("task/") and name.endswith(MAIN)] or found
-    return []
+    """The held-out scores that a study is about: of each task where there are several, else its first of `MAIN`."""
+    names = {name: None for runs in results.values() for records in runs.values() for r in records for name in r}
+    of_tasks = [name for name in names if name.startswith("task/") and name.endswith(MAIN)]
+    return of_tasks or [name for name in MAIN if name in names][:1]
 
 
 def at_end(runs: Mapping[int, Records], metric: str) -> dict[int, float]:

@@ -4,13 +4,13 @@ It is no part of results.csv, which is the same wherever and however often a stu
 """
 
 import csv
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kit.costs import Costs
+from kit.study.results import write_rows
 
 COUNTS = ("completions", "tokens", "trained_tokens", "syncs", "flops", "peak_memory")
 PARTS = "seconds/"
@@ -50,9 +50,4 @@ def _write(path: Path, costs: Mapping[str, Mapping[int, Costs]]) -> None:
             seconds = {f"{PARTS}{part}": round(value, 1) for part, value in made.pop("seconds").items()}
             made["flops"] = None if cost.flops is None else round(cost.flops)
             rows.append({"arm": arm, "seed": seed, **{name: made[name] for name in COUNTS}, **seconds})
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    write_rows(path, rows)

@@ -10,7 +10,7 @@ from kit.study.file import Study, read_study
 from kit.study.local import Subprocesses
 from kit.study.on_ray import RayTasks
 from kit.study.plan import plan_text, table
-from kit.study.progress import Progress, read_state
+from kit.study.progress import StudyProgress, read_state
 from kit.study.record import is_finished, read_record, record_path
 from kit.study.results import collect
 
@@ -31,7 +31,7 @@ def run(chosen: argparse.Namespace) -> int:
     else:
         executor = RayTasks(chosen.ray, len(study.runs) if chosen.workers is None else chosen.workers)
     write = partial(print, end="", flush=True)
-    watch = Progress(study, write, redraws=sys.stdout.isatty(), workers=executor.workers)
+    watch = StudyProgress(study, write, redraws=sys.stdout.isatty(), workers=executor.workers)
     outcome = run_study(study, executor, watch)
     for line in ending(study, outcome):
         print(printable(line), file=sys.stderr)

@@ -32,7 +32,7 @@ class RayTasks:
         ConnectionError: if there is no cluster at that address.
     """
 
-    def __init__(self, address: str = "auto", workers: int = 1_000) -> None:
+    def __init__(self, address: str, workers: int) -> None:
         import ray
 
         if workers < 1:

@@ -6,8 +6,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kit.config import Lora, RunConfig, Sampling
+from kit.progress import duration
 from kit.study.file import Study, StudyError, StudyRun
-from kit.study.progress import duration, read_state
+from kit.study.progress import read_state
 from kit.study.record import FINISHED, read_record, record_path
 
 if TYPE_CHECKING:

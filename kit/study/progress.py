@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.printable import printable
+from kit.progress import duration
 from kit.study.execute import Outcome
 from kit.study.file import Study, StudyRun
 
@@ -64,7 +65,7 @@ def _last_metric(path: Path) -> str:
     return ""
 
 
-class Progress:
+class StudyProgress:
     """Watches a study; called again and again with the runs being executed.
 
     Args:
@@ -160,22 +161,3 @@ class Progress:
         up = UP.format(self._drawn) if self._drawn else ""
         self.write(up + "".join(f"{line[:width]}{CLEAR_LINE}\n" for line in [*news, *lines]) + CLEAR_BELOW)
         self._drawn = len(lines)
-
-
-def duration(seconds: float) -> str:
-    """For a reader.
-
-    >>> [duration(seconds) for seconds in (0.4, 59, 61, 5400, 100_000)]
-    ['0 s', '59 s', '1 min', '1 h 30 min', '1 d 4 h']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours + (minutes >= 30), 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

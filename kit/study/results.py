@@ -25,13 +25,18 @@ def collect(study: Study) -> Path:
     """
     rows = [row for run in study.runs.values() if _counts(run) for row in _rows(run)]
     path = study.folder / "results.csv"
+    write_rows(path, rows)
+    return path
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file in one step: a column for each name, in the order in which the rows have them."""
     temporary = path.with_suffix(".partial")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)
-    return path
 
 
 def _counts(run: StudyRun) -> bool:

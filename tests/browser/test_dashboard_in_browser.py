@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, expect
 
 from kit.runlog import read_jsonl
 from tests.browser.lab import Lab
+from tests.browser.server import serve
 
 WAIT_S = 60.0
 MAKE = """
@@ -116,6 +117,24 @@ def test_the_stop_button_of_jupyterlab_saves_a_run_and_it_goes_on(lab: Lab, seed
         page = notebook.output(0)
         expect(page.get_by_role("img", name="the curves of the run")).to_be_visible()  # closed: the static twin
         expect(page.locator(".kit-controls")).to_have_count(0)
+
+
+def test_a_page_that_asks_for_no_subshells_is_answered_too(lab: Lab, seed_folder: Path, tmp_path: Path) -> None:
+    setting = {"@jupyterlab/apputils-extension:kernels-settings": {"commsOverSubshells": "disabled"}}
+    browser, out_dir = lab.context.browser, tmp_path / "run"
+    assert browser is not None
+    cells = [make(seed_folder, out_dir, 40), "run.finish()['step']"]
+    with serve(tmp_path / "lab", setting) as server, Lab.of(browser, server).open(cells=cells) as notebook:
+        notebook.run(0)
+        notebook.start(1)
+        page = notebook.output(0)
+        page.get_by_role("button", name="Pause").click()
+        stood = rest(out_dir, page)
+        time.sleep(1.0)
+        assert len(records(out_dir)) == stood < 40
+        page.get_by_role("button", name="Resume").click()
+        notebook.wait_for(1)
+        assert len(records(out_dir)) == 41
 
 
 HOSTILE = """
