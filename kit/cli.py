@@ -128,6 +128,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         one.add_argument("study", type=Path, help="a study.yaml, or the folder that holds one")
         if name != "status":
             one.add_argument("--workers", type=int, metavar="W", help="runs at a time; default 1, with --ray all")
+            one.add_argument("--shard", metavar="I/N", help="only the I-th of N parts, for an array of jobs")
         if name == "run":
             one.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that executes them; auto finds it")
 

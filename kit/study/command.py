@@ -13,11 +13,12 @@ from kit.study.plan import plan_text, table
 from kit.study.progress import StudyProgress, read_state
 from kit.study.record import is_finished, read_record, record_path
 from kit.study.results import collect
+from kit.study.shard import shard_of
 
 
 def plan(chosen: argparse.Namespace) -> int:
     """Print the runs with the time and memory that they will take; nothing starts."""
-    study = read_study(chosen.study)
+    study = chosen_study(chosen)
     refuse_changes(study)
     print(printable_lines(plan_text(study, 1 if chosen.workers is None else chosen.workers)))
     return 0
@@ -25,7 +26,7 @@ def plan(chosen: argparse.Namespace) -> int:
 
 def run(chosen: argparse.Namespace) -> int:
     """Execute what is not finished; 0 if all is, 1 if a run failed, 128 and the signal's number if one came."""
-    study = read_study(chosen.study)
+    study = chosen_study(chosen)
     if chosen.ray is None:
         executor = Subprocesses(1 if chosen.workers is None else chosen.workers)
     else:
@@ -35,10 +36,18 @@ def run(chosen: argparse.Namespace) -> int:
     outcome = run_study(study, executor, watch)
     for line in ending(study, outcome):
         print(printable(line), file=sys.stderr)
-    if outcome.signal is None and outcome.finished:  # else what an earlier time found stays
+    if study.shard is not None:
+        print(f"{len(outcome.finished)} of the {len(study.runs)} runs of shard {study.shard} are finished; "
+              f"when all shards are: kit study run {printable(str(study.path))}")  # fmt: skip
+    elif outcome.signal is None and outcome.finished:  # else what an earlier time found stays
         results = collect(study)
         print(f"results of {len(outcome.finished)} of {len(study.runs)} runs: {printable(str(results))}")
     return outcome.status
+
+
+def chosen_study(chosen: argparse.Namespace) -> Study:
+    study = read_study(chosen.study)
+    return study if chosen.shard is None else shard_of(study, chosen.shard)
 
 
 def ending(study: Study, outcome: Outcome) -> list[str]:
@@ -49,7 +58,8 @@ def ending(study: Study, outcome: Outcome) -> list[str]:
     if outcome.interrupted:
         lines.append(f"interrupted: {len(outcome.interrupted)} of {len(study.runs)} runs are not finished")
     if lines:
-        lines.append(f"go on with: kit study run {study.path}")
+        part = "" if study.shard is None else f" --shard {study.shard}"
+        lines.append(f"go on with: kit study run {study.path}{part}")
     return lines
 
 

@@ -89,7 +89,7 @@ def run_study(study: Study, executor: Executor, watch: Watch = lambda running, o
     if refused:
         raise StudyError("\n".join(refused))
     (study.folder / "runs").mkdir(exist_ok=True)
-    with locked(study.folder / "runs" / "study.lock"):
+    with locked(study.lock):
         return _Conductor(study, jobs, executor, watch).conduct()
 
 

@@ -60,10 +60,17 @@ class Study:
     notebook: Path
     declared: Mapping[str, Parameter]
     runs: Mapping[str, StudyRun]
+    shard: str | None = None  # I/N, where only these of its runs are here (`kit.study.shard`)
 
     @property
     def folder(self) -> Path:
         return self.path.parent
+
+    @property
+    def lock(self) -> Path:
+        """Held by who executes it. Shards have one each; what two of them share is locked run by run."""
+        part = "" if self.shard is None else f"_{self.shard.replace('/', '_of_')}"
+        return self.folder / "runs" / f"study{part}.lock"
 
     def run_directories(self) -> dict[str, dict[int, Path]]:
         """Arm -> seed -> run directory, in the file's order; they need not exist yet."""
