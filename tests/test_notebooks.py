@@ -17,6 +17,7 @@ PARAMETERS = {
     "04_sync_schedules.ipynb": {"steps": 10, "num_seeds": 2},
     "05_one_run.ipynb": SMALL | {"eval_samples": 2, "save_steps": 1, "sync_interval": 1},
     "07_non_verifiable.ipynb": SMALL | {"eval_samples": 1},
+    "06_regimes_compared.ipynb": {"resamples": 100},
     "08_multi_task.ipynb": {
         "steps_per_task": 1,
         "prompts_per_step": 4,
@@ -24,7 +25,9 @@ PARAMETERS = {
         "eval_samples": 1,
         "num_threads": 1,
     },
+    "09_training_dynamics.ipynb": {"problems": 8, "samples": 2, "num_threads": 1},
     "10_one_gpu.ipynb": SMALL | {"sync_interval": 1},
+    "12_scorecard.ipynb": {"problems": 8},
 }
 
 

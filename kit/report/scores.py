@@ -10,6 +10,7 @@ Runs = dict[int, Records]  # training seed -> records
 Results = dict[str, Runs]  # arm -> its runs, in the study's order
 
 TEXTS = ("arm", "seed")
+ROOT = Path(__file__).resolve().parents[2]
 MAIN = ("eval/win_rate", "eval/accuracy")  # what a study is about, the first that it has
 
 
@@ -19,7 +20,7 @@ def read_results(folder: str | Path) -> Results:
     Raises:
         FileNotFoundError: if there is none.
     """
-    path = Path(folder) / "results.csv"
+    path = study_folder(folder) / "results.csv"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: execute the study first (kit study run {folder})")
     found: Results = {}
@@ -28,6 +29,11 @@ def read_results(folder: str | Path) -> Results:
             numbers = {name: float(text) for name, text in row.items() if name not in TEXTS and text}
             found.setdefault(row["arm"], {}).setdefault(int(row["seed"]), []).append(numbers)
     return found
+
+
+def study_folder(folder: str | Path) -> Path:
+    """A study's folder, from here or from the kit's own folder: a notebook's current folder is its own."""
+    return next((path for path in (Path(folder), ROOT / folder) if path.is_dir()), Path(folder))
 
 
 def main_metrics(results: Results) -> list[str]:

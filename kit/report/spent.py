@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.costs import Costs
+from kit.report.scores import study_folder
 from kit.study.results import write_rows
 
 COUNTS = ("completions", "tokens", "trained_tokens", "syncs", "flops", "peak_memory")
@@ -18,8 +19,8 @@ PARTS = "seconds/"
 
 def study_costs(folder: str | Path, runs: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[int, Costs]]:
     """Arm -> training seed -> costs. Of runs whose directories are there they are written to costs.csv first."""
-    path = Path(folder) / "costs.csv"
-    found = _read(path)
+    path = study_folder(folder) / "costs.csv"
+    found = read_costs(folder)
     there = [(arm, seed, out_dir) for arm, of_seed in runs.items() for seed, out_dir in of_seed.items()]
     there = [(arm, seed, out_dir) for arm, seed, out_dir in there if (out_dir / "config.json").is_file()]
     for arm, seed, out_dir in there:
@@ -30,7 +31,9 @@ def study_costs(folder: str | Path, runs: Mapping[str, Mapping[int, Path]]) -> d
     return ordered
 
 
-def _read(path: Path) -> dict[str, dict[int, Costs]]:
+def read_costs(folder: str | Path) -> dict[str, dict[int, Costs]]:
+    """Arm -> training seed -> costs, as a study's costs.csv has them; empty if it has none."""
+    path = study_folder(folder) / "costs.csv"
     found: dict[str, dict[int, Costs]] = {}
     if path.is_file():
         with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""What a difference says of a claim, by rules that are stated before anybody looks.
+"""What numbers say of a claim, by rules that are stated before anybody looks.
 
 A verdict needs evidence in one direction or the other; where the runs do not tell, it says so.
 """
@@ -6,21 +6,32 @@ A verdict needs evidence in one direction or the other; where the runs do not te
 from typing import Literal
 
 from kit.differences import Difference
+from kit.statistics import Interval
 
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not testable here"]
 LEVEL = 0.05
 
 
-def is_above(found: Difference, threshold: float = 0.0) -> Verdict:
-    """That a difference is larger than the threshold: by its 95 % interval.
+def is_above(found: Interval, threshold: float = 0.0) -> Verdict:
+    """That something is larger than the threshold, by its interval.
 
-    >>> is_above(Difference(0.5, 0.01, 4, 5, is_paired=True)), is_above(Difference(0.5, 0.5, 4, 5, is_paired=True))
+    >>> is_above(Interval(0.5, 0.4, 0.6, n=5)), is_above(Interval(0.5, -0.1, 1.1, n=5))
     ('reproduced', 'undecided')
     """
-    interval = found.interval()
-    if interval.low > threshold:
+    if found.low > threshold:
         return "reproduced"
-    return "not reproduced" if interval.high < threshold else "undecided"
+    return "not reproduced" if found.high < threshold else "undecided"
+
+
+def is_below(found: Interval, threshold: float = 0.0) -> Verdict:
+    """That something is smaller than the threshold, by its interval.
+
+    >>> is_below(Interval(0.5, 0.4, 0.6, n=5), 0.7), is_below(Interval(0.5, 0.4, 0.6, n=5), 0.3)
+    ('reproduced', 'not reproduced')
+    """
+    if found.high < threshold:
+        return "reproduced"
+    return "not reproduced" if found.low > threshold else "undecided"
 
 
 def is_equal(found: Difference, margin: float) -> Verdict:
@@ -37,15 +48,3 @@ def is_equal(found: Difference, margin: float) -> Verdict:
         return "reproduced"
     interval = found.interval()
     return "not reproduced" if interval.low > margin or interval.high < -margin else "undecided"
-
-
-def all_of(*verdicts: Verdict) -> Verdict:
-    """Of a claim that says several things: as sure as the least of them, and false if one of them is.
-
-    >>> all_of("reproduced", "undecided"), all_of("not reproduced", "undecided")
-    ('undecided', 'not reproduced')
-    """
-    for verdict in ("not reproduced", "not testable here", "undecided"):
-        if verdict in verdicts:
-            return verdict
-    return "reproduced"
