@@ -9,7 +9,17 @@ import pytest
 
 from kit.cli import main
 from kit.costs import Costs
-from kit.report import at_best, at_end, costs_table, differences_table, read_results, scores_table, study_costs
+from kit.report import (
+    at_best,
+    at_end,
+    costs_table,
+    differences_table,
+    read_costs,
+    read_results,
+    scores_table,
+    study_costs,
+    study_folder,
+)
 from kit.report.make import TEMPLATE
 from kit.report.scores import main_metrics
 from kit.report.tables import markdown
@@ -103,6 +113,24 @@ def test_costs_outlive_the_run_directories(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_costs_are_read_without_the_study(tmp_path: Path) -> None:
+    assert read_costs(tmp_path) == {}
+    head = "arm,seed,completions,tokens,trained_tokens,syncs,flops,peak_memory,seconds/generate,seconds/train"
+    (tmp_path / "costs.csv").write_text(f"{head}\none,3,64,900,300,4,1000,,2.5,1.5\n")
+    assert read_costs(tmp_path) == {"one": {3: Costs({"generate": 2.5, "train": 1.5}, 64, 900, 300, 4, 1000, None)}}
+
+
+def test_a_study_is_found_from_any_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook is opened in its own folder, and executed from the kit's."""
+    monkeypatch.chdir(tmp_path)
+    assert "dpo_s1" in read_results("papermill_runs/regimes")
+    assert study_folder("papermill_runs/regimes") == Path(__file__).parents[1] / "papermill_runs" / "regimes"
+    (tmp_path / "papermill_runs" / "regimes").mkdir(parents=True)
+    assert study_folder("papermill_runs/regimes") == Path("papermill_runs/regimes")  # what is here comes first
+    with pytest.raises(FileNotFoundError, match="execute the study first"):
+        read_results("papermill_runs/regimes")
+
+
 def test_the_command_makes_a_notebook_and_a_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(folder), "--baseline", "offline", "--margin", "0.1"]) == 0
     assert "report.html" in capsys.readouterr().out
