@@ -48,7 +48,7 @@ def scorecard(entries: Sequence[Entry], studies: str) -> str:
     |---|---|---|---|---|---|
     | C1 | a &gt; b | 2 &gt; 1 | +1 | ✔ reproduced | [regimes](../papermill_runs/regimes) |
     """
-    counts = {verdict: sum(entry.verdict == verdict for entry in entries) for verdict in SIGNS}
+    counts: dict[Verdict, int] = {verdict: sum(entry.verdict == verdict for entry in entries) for verdict in SIGNS}
     summary = " · ".join(f"{count} {SIGNS[verdict]}" for verdict, count in counts.items() if count)
     head = ["claim", "says", "in the paper", "measured here", "verdict", "study"]
     rows = [
