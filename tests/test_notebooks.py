@@ -16,8 +16,8 @@ PARAMETERS = {
     "03_grpo_loss.ipynb": {"points": 11, "group_size": 4},
     "04_sync_schedules.ipynb": {"steps": 10, "num_seeds": 2},
     "05_one_run.ipynb": SMALL | {"eval_samples": 2, "save_steps": 1, "sync_interval": 1},
-    "07_non_verifiable.ipynb": SMALL | {"eval_samples": 1},
     "06_regimes_compared.ipynb": {"resamples": 100},
+    "07_non_verifiable.ipynb": SMALL | {"eval_samples": 1},
     "08_multi_task.ipynb": {
         "steps_per_task": 1,
         "prompts_per_step": 4,

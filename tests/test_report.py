@@ -112,7 +112,6 @@ def test_costs_outlive_the_run_directories(tmp_path: Path) -> None:
     assert "not known" in costs_table(study_costs(tmp_path, runs))
 
 
-@pytest.mark.slow
 def test_costs_are_read_without_the_study(tmp_path: Path) -> None:
     assert read_costs(tmp_path) == {}
     head = "arm,seed,completions,tokens,trained_tokens,syncs,flops,peak_memory,seconds/generate,seconds/train"
@@ -131,6 +130,7 @@ def test_a_study_is_found_from_any_current_folder(tmp_path: Path, monkeypatch: p
         read_results("papermill_runs/regimes")
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_notebook_and_a_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(folder), "--baseline", "offline", "--margin", "0.1"]) == 0
     assert "report.html" in capsys.readouterr().out
