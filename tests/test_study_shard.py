@@ -51,6 +51,15 @@ def test_a_malformed_shard_says_what_was_expected(
     assert not (folder / "runs").exists()
 
 
+def test_a_shard_can_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an array has more jobs than the study has runs."""
+    folder = write_study(tmp_path / "study", SIX)
+    assert main(["study", "run", str(folder), "--shard", "7/7"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 of the 0 runs of shard 7/7 are finished")
+    assert main(["study", "run", str(folder), "--shard", "7/7", "--ray", "127.0.0.1:1"]) == 2
+    assert "expected a Ray cluster's head at 127.0.0.1:1" in capsys.readouterr().err  # not: workers >= 1
+
+
 def test_shards_do_not_wait_for_each_other(tmp_path: Path) -> None:
     study = read_study(write_study(tmp_path / "study", SIX))
     (study.folder / "runs").mkdir()

@@ -30,7 +30,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.ray is None:
         executor = Subprocesses(1 if chosen.workers is None else chosen.workers)
     else:
-        executor = RayTasks(chosen.ray, len(study.runs) if chosen.workers is None else chosen.workers)
+        executor = RayTasks(chosen.ray, max(1, len(study.runs)) if chosen.workers is None else chosen.workers)
     write = partial(print, end="", flush=True)
     watch = StudyProgress(study, write, redraws=sys.stdout.isatty(), workers=executor.workers)
     outcome = run_study(study, executor, watch)
