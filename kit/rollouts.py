@@ -17,6 +17,11 @@ class Batch:
     totals: Totals
     metrics: dict[str, float]
 
+    @property
+    def version(self) -> int:
+        """Optimizer updates in the oldest weights that generated it."""
+        return min(rollout.version for group in self.groups for rollout in group.rollouts)
+
 
 def totals_of(groups: Sequence[Group], examples: Sequence[Example]) -> Totals:
     """The sizes that a step's losses are divided by."""

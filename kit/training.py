@@ -1,7 +1,7 @@
 """A policy in training: the algorithm of the paper, one optimizer step at a time."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from kit.recording import Recorder
 from kit.reference import Reference, ReferenceStart
 from kit.rollouts import Batch
 from kit.runlog import Clock, RunLog
-from kit.samplers import SamplerFactory, SyncError
+from kit.samplers import SamplerAhead, SamplerFactory, SyncError, Upcoming
 from kit.settings import Settings
 from kit.sync import Drift, Schedule, SyncState
 from kit.tasks.task import Portion, Task
@@ -95,9 +95,9 @@ class Training:
         if self.reference:
             self.reference.maybe_sync(self.policy, step, self.sampler.version)
             record |= {"sync/ref_version": self.reference.version}
-        age, max_age = step - self.sampler.version, config.max_age
+        age, max_age = step - batch.version, config.max_age
         examples = batch.examples if max_age is None or age <= max_age else ()
-        record |= batch.metrics | {"sync/version": self.sampler.version, "sync/staleness": age}
+        record |= batch.metrics | {"sync/version": batch.version, "sync/staleness": age}
         record |= {"reuse_epoch": step % config.reuse_epochs, "examples/too_old": len(batch.examples) - len(examples)}
         trained = sum(len(rollout.completion_ids) for example in examples for rollout in example.rollouts)
         record |= {"num_trained_tokens": trained}
@@ -133,12 +133,36 @@ class Training:
         if settings.sync.due(SyncState(step, self.sampler.version, self.drift)):
             self._sync(log)
         clock.lap("sync")
+        if isinstance(self.sampler, SamplerAhead):
+            self.sampler.expect(self._upcoming())
+        busy = self.sampler.busy if isinstance(self.sampler, SamplerAhead) else 0.0
         number, seed = step // config.reuse_epochs, (config.seed, step)
         batch = new_batch(self.workloads, self.sampler, settings.objective, number, seed=seed, clock=clock)
+        if isinstance(self.sampler, SamplerAhead):
+            for incident in self.sampler.incidents:
+                log.event("sampler", step=step, incident=incident)
+            self.sampler.incidents.clear()
+            clock.laps["busy/sampler"] = self.sampler.busy - busy
         if settings.objective.needs_prox_logprobs and config.reuse_epochs > 1:
             batch = dataclasses.replace(batch, examples=self.learner.with_prox_logprobs(batch.examples))
             clock.lap("select")
         return batch
+
+    def _upcoming(self) -> Iterator[Upcoming]:
+        """This batch, and those that follow it.
+
+        Where the schedule looks at the drift, which is not known yet, one batch is guessed to come before the sync.
+        """
+        config, sync = self.settings.config, self.settings.sync
+        is_after_sync = False
+        for step in range(self.step, config.max_steps, config.reuse_epochs):
+            if sync.needs_drift:
+                is_after_sync = step > self.step + config.reuse_epochs
+            elif step > self.step:
+                is_after_sync = is_after_sync or sync.due(SyncState(step, self.sampler.version))
+            number, seed = step // config.reuse_epochs, (config.seed, step)
+            asked = (request for workload in self.workloads for request in workload.requests(number, seed=seed))
+            yield Upcoming(tuple(asked), is_after_sync)
 
     def _sync(self, log: RunLog) -> None:
         try:

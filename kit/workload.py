@@ -11,7 +11,8 @@ from kit.evaluate import Evaluation, JudgedEvaluation, evaluate, evaluate_by_jud
 from kit.objectives import Objective
 from kit.rollouts import Batch, group_metrics, task_metrics, totals_of
 from kit.runlog import Clock, describe
-from kit.samplers import InBatches, Sampler
+from kit.samplers import InBatches, Request, Sampler
+from kit.samplers.in_batches import prompt_batches
 from kit.tasks.task import Portion, Task, prompts_at
 from kit.types import Group, Prompt
 
@@ -57,12 +58,20 @@ class Workload:
         """Those of the run's batch with this number."""
         return prompts_at(self.prompts, number, self.count, seed=self.config.seed)
 
+    def requests(self, number: int, *, seed: tuple[int, ...]) -> list[Request]:
+        """What a sampler is asked for the batch with this number; nothing if the task is only evaluated."""
+        prompts = self.prompts_of(number) if self.count else []
+        size = self.config.generation_batch_size or max(1, len(prompts) * self.group_size)
+        batches = prompt_batches(prompts, self.group_size, size)
+        return [Request(tuple(some), self.group_size, seed, self.sampling) for some in batches]
+
     def generate(self, sampler: Sampler, number: int, *, seed: tuple[int, ...]) -> list[Group]:
-        """A group for each of the batch's prompts, not yet scored; none if the task is only evaluated."""
-        if not self.count:
-            return []
-        sampler = self._in_batches(sampler)
-        return sampler.generate(self.prompts_of(number), self.group_size, seed=seed, sampling=self.sampling)
+        """A group for each of the batch's prompts, not yet scored."""
+        return [
+            group
+            for asked in self.requests(number, seed=seed)
+            for group in sampler.generate(asked.prompts, asked.group_size, seed=asked.seed, sampling=asked.sampling)
+        ]
 
     def score(self, groups: Sequence[Group], *, log_metric: Callable[[str, float], None]) -> list[Group]:
         """The groups with the rewards of this task's functions, which may call `log_metric`, as in TRL."""
@@ -70,16 +79,13 @@ class Workload:
 
     def evaluate(self, sampler: Sampler, *, seed: tuple[int, ...]) -> Evaluation | JudgedEvaluation:
         """On the held-out prompts: by the reward where it says what is right, else by the task's judges."""
-        sampler = self._in_batches(sampler)
+        size = self.config.generation_batch_size
+        sampler = sampler if size is None else InBatches(sampler, size)
         samples, held_out = self.config.eval_samples, (self.held_out, self.functions, self.weights)
         sizes = {"samples": samples, "seed": seed, "sampling": self.eval_sampling}
         if self.judging is None:
             return evaluate(sampler, *held_out, **sizes)
         return evaluate_by_judging(sampler, *held_out, self.judging, **sizes)
-
-    def _in_batches(self, sampler: Sampler) -> Sampler:
-        size = self.config.generation_batch_size
-        return sampler if size is None else InBatches(sampler, size)
 
 
 def workloads_of(task: Task | Sequence[Portion], config: RunConfig) -> list[Workload]:

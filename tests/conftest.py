@@ -103,6 +103,7 @@ def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
     from kit.config import RunConfig, Sampling
     from kit.objectives import DPO
     from kit.run import Run
+    from kit.samplers import TransformersSampler
     from kit.sync import Every
 
     arguments: dict[str, Any] = {
@@ -112,6 +113,7 @@ def tiny_run(folder: Path, out_dir: Path, **changes: Any) -> "Run":
         "ref_sync": None,
         "ref_mixup_alpha": 1.0,
         "ref_start": "policy",
+        "sampler": TransformersSampler,
     }
     arguments |= {name: changes.pop(name) for name in arguments.keys() & changes.keys()}
     sizes: dict[str, Any] = {

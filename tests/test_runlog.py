@@ -17,13 +17,14 @@ from kit.objectives import DPO, GRPO, GroupDPO
 from kit.rewards.completion import completion_text
 from kit.run import Run
 from kit.runlog import METRICS, Clock, RunDirectoryError, RunLog, describe, is_defined, read_jsonl
+from kit.samplers import Overlapped
 from kit.sync import Every, Never, OnDrift
 from kit.tasks.task import Judging
 from tests.conftest import TinyTask, contents
 
 CONFIG = {"seed": 0, "sampling": {"top_p": 1.0}, "sync": {"type": "Every", "interval": 3}}
 ARMS: dict[str, dict[str, Any]] = {
-    "dpo": {"objective": DPO(nll_coef=0.1, entropy_coef=0.1), "sync": Every(3)},
+    "dpo": {"objective": DPO(nll_coef=0.1, entropy_coef=0.1), "sync": Every(3), "sampler": Overlapped},
     "grpo": {"objective": GRPO(PPOClip(clip_eps_high=0.3), kl_coef=0.1), "sync": OnDrift(max_m2=10.0)},
     "group dpo": {"objective": GroupDPO(grpo_coef=0.1, grpo=GRPO(M2PO())), "sync": Every(2)},
 }

@@ -62,6 +62,7 @@ def load_policy(
         ) from error
     if quantization is None:
         model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
+        _leave_file(model)
     model.eval()
     if quantization is not None:
         settle_quantized(model, quantization)
@@ -86,6 +87,12 @@ def _find(model_name_or_path: str) -> tuple[str, bool]:
             "rebuilds it."
         )
     return str(folder), True
+
+
+def _leave_file(model: PreTrainedModel) -> None:
+    """Copy every weight out of the mapped file: where in it a matrix begins would decide the last bits of products."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _require_usable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -138,7 +138,8 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
         raise ValueError(
             f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
         )
-    squared = sum((target[name].double() - source[name].double()).square().sum().item() for name in _distinct(target))
+    changes = (target[name].double() - source[name].to(target[name].device).double() for name in _distinct(target))
+    squared = sum(change.square().sum().item() for change in changes)
     for name, tensor in source.items():
         target[name].copy_(tensor)
     return len(source), squared**0.5

@@ -34,9 +34,14 @@ class InBatches:
         self, prompts: Sequence[Prompt], group_size: int, *, seed: tuple[int, ...], sampling: Sampling
     ) -> list[Group]:
         """See `Sampler.generate`."""
-        count = max(1, self.size // group_size)  # prompts at a time
         return [
             group
-            for first in range(0, len(prompts), count)
-            for group in self.sampler.generate(prompts[first : first + count], group_size, seed=seed, sampling=sampling)
+            for some in prompt_batches(prompts, group_size, self.size)
+            for group in self.sampler.generate(some, group_size, seed=seed, sampling=sampling)
         ]
+
+
+def prompt_batches(prompts: Sequence[Prompt], group_size: int, size: int) -> list[Sequence[Prompt]]:
+    """The prompts, in batches of at most `size` completions; a group is never split."""
+    count = max(1, size // group_size)
+    return [prompts[first : first + count] for first in range(0, len(prompts), count)]

@@ -1,7 +1,8 @@
 """What the run loop asks of a sampler, whatever engine it runs on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -11,6 +12,24 @@ from kit.config import Sampling
 from kit.models.weights import Snapshot
 from kit.samplers.receipt import Receipt
 from kit.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a sampler at once: the arguments of `Sampler.generate`."""
+
+    prompts: tuple[Prompt, ...]
+    group_size: int
+    seed: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Upcoming:
+    """A batch that will be asked for, and whether the sampler is synced before that."""
+
+    requests: tuple[Request, ...]
+    is_after_sync: bool
 
 
 @runtime_checkable
@@ -47,6 +66,18 @@ class TrainingSampler(Sampler, Protocol):
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Raises ValueError for a prompt that this sampler could not complete."""
+        ...
+
+
+@runtime_checkable
+class SamplerAhead(TrainingSampler, Protocol):
+    """One that can draw completions before they are asked for."""
+
+    incidents: list[str]  # what went wrong and was mended, for the run's events; whoever reads it empties it
+    busy: float  # seconds that drawing took so far
+
+    def expect(self, batches: Iterable[Upcoming]) -> None:
+        """This batch and those that follow, as far as the sampler wants to look."""
         ...
 
 

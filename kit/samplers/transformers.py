@@ -50,10 +50,9 @@ class TransformersSampler:
         source, target = weights_of(policy), self.weights.tensors()
         with torch.no_grad():
             expected = score(policy, [self._probe]).logprobs
-            with self.weights.active() as model:
-                before = score(model, [self._probe]).logprobs
-                tensors, delta_norm = copy_weights(source, target)
-                after = score(model, [self._probe]).logprobs
+        before = self.probe()
+        tensors, delta_norm = copy_weights(source, target)
+        after = self.probe()
         self.version = version
         sent, held = weight_checksums(source), weight_checksums(target)
         receipt = Receipt(
@@ -65,6 +64,12 @@ class TransformersSampler:
         )  # fmt: skip
         receipt.check()
         return receipt
+
+    @torch.no_grad()
+    def probe(self) -> torch.Tensor:
+        """Log-probs of a fixed text under its weights, nats a token."""
+        with self.weights.active() as model:
+            return score(model, [self._probe]).logprobs
 
     def restore(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
         """Take up weights of earlier, as a checkpoint holds them."""
