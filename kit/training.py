@@ -133,16 +133,16 @@ class Training:
         if settings.sync.due(SyncState(step, self.sampler.version, self.drift)):
             self._sync(log)
         clock.lap("sync")
-        if isinstance(self.sampler, SamplerAhead):
-            self.sampler.expect(self._upcoming())
-        busy = self.sampler.busy if isinstance(self.sampler, SamplerAhead) else 0.0
+        ahead = self.sampler if isinstance(self.sampler, SamplerAhead) else None
+        if ahead:
+            ahead.expect(self._upcoming())
         number, seed = step // config.reuse_epochs, (config.seed, step)
         batch = new_batch(self.workloads, self.sampler, settings.objective, number, seed=seed, clock=clock)
-        if isinstance(self.sampler, SamplerAhead):
-            for incident in self.sampler.incidents:
+        if ahead:
+            clock.laps["busy/sampler"], ahead.busy = ahead.busy, 0.0
+            for incident in ahead.incidents:
                 log.event("sampler", step=step, incident=incident)
-            self.sampler.incidents.clear()
-            clock.laps["busy/sampler"] = self.sampler.busy - busy
+            ahead.incidents.clear()
         if settings.objective.needs_prox_logprobs and config.reuse_epochs > 1:
             batch = dataclasses.replace(batch, examples=self.learner.with_prox_logprobs(batch.examples))
             clock.lap("select")

@@ -92,7 +92,8 @@ def _find(model_name_or_path: str) -> tuple[str, bool]:
 def _leave_file(model: PreTrainedModel) -> None:
     """Copy every weight out of the mapped file: where in it a matrix begins would decide the last bits of products."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+        if parameter.device.type == "cpu":  # elsewhere it is a copy already
+            parameter.data = parameter.data.clone()
 
 
 def _require_usable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, suppress
@@ -40,6 +40,9 @@ ATTEMPTS = 3  # processes that are tried for one batch
 class Overlapped:
     """A `TransformersSampler` whose training completions are drawn by another process, ahead of when they are needed.
 
+    In a script, make the run under `if __name__ == "__main__":`, as with all of Python's multiprocessing: the process
+    imports the script. A notebook needs nothing.
+
     Args:
         policy, tokenizer: as of every sampler.
         depth: batches that are drawn ahead of the one being trained on, >= 0; 0 is a blocking run.
@@ -49,7 +52,7 @@ class Overlapped:
 
     Attributes:
         incidents: what went wrong with the process since the list was last emptied, in words.
-        busy: seconds that the process took for what `generate` has returned so far.
+        busy: seconds that the process took for what `generate` has returned since this was last set to zero.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -102,27 +105,21 @@ class Overlapped:
         if not self._drawn or self._drawn[0].request != request:
             self._drop(0)
             self._drawn.append(self._draw(request, is_after_sync=False))
-        for attempt in range(ATTEMPTS):
-            try:
-                groups, seconds = self._drawn[0].answer.result(self.deadline)
-            except (BrokenProcessPool, TimeoutError) as error:
-                self._replace(error, f"the batch of seed {seed}", is_last=attempt + 1 == ATTEMPTS)
-            else:
-                del self._drawn[0]
-                self.busy += seconds
-                return groups
-        raise AssertionError("the last attempt raises")
+        groups, seconds = self._waited(lambda: self._drawn[0].answer, f"the batch of seed {seed}")
+        del self._drawn[0]
+        self.busy += seconds
+        return groups
 
     def sync(self, policy: PreTrainedModel, version: int, *, step: int) -> Receipt:
         """Copy the weights once nothing is being drawn with them, and prove that the process computes with them."""
         self._settle()
         receipt = self._here.sync(policy, version, step=step)
         held, probed = self._answer(_state, "what it holds")
-        sent, parity = weight_checksums(self.weights.tensors()), (probed - self._here.probe().cpu()).abs().max().item()
-        receipt = replace(
-            receipt, sampler_digest=summary(held), differing=tuple(differing(sent, held)[:5]),
-            probe_parity=max(receipt.probe_parity, parity),
-        )  # fmt: skip
+        parity = (probed - self._here.probe().cpu()).abs().max().item()
+        receipt = replace(receipt, sampler_digest=summary(held), probe_parity=max(receipt.probe_parity, parity))
+        if receipt.sampler_digest != receipt.digest:
+            sent = weight_checksums(self.weights.tensors())
+            receipt = replace(receipt, differing=tuple(differing(sent, held)[:5]))
         receipt.check()
         return receipt
 
@@ -160,9 +157,13 @@ class Overlapped:
             return failed
 
     def _answer(self, function: Any, what: str) -> Any:
+        return self._waited(lambda: self._ask(function), what)
+
+    def _waited(self, pending: Callable[[], Future[Any]], what: str) -> Any:
+        """What comes of `pending()`, which is another future once the process was replaced."""
         for attempt in range(ATTEMPTS):
             try:
-                return self._ask(function).result(self.deadline)
+                return pending().result(self.deadline)
             except (BrokenProcessPool, TimeoutError) as error:
                 self._replace(error, what, is_last=attempt + 1 == ATTEMPTS)
         raise AssertionError("the last attempt raises")
@@ -173,17 +174,13 @@ class Overlapped:
         for drawn in before:
             drawn.answer.cancel()
             self._drawn.remove(drawn)
-        for attempt in range(ATTEMPTS):
-            try:
-                for drawn in self._drawn:
-                    drawn.answer.result(self.deadline)
-                self._answer(_state, "the end of what it draws")  # what was dropped may be under way
-                return
-            except (BrokenProcessPool, TimeoutError) as error:
-                self._replace(error, "completions drawn ahead of a sync", is_last=attempt + 1 == ATTEMPTS)
+        for index in range(len(self._drawn)):
+            self._waited(lambda index=index: self._drawn[index].answer, "completions drawn ahead of a sync")
+        if self._processes:  # what was dropped may be under way
+            self._answer(os.getpid, "the end of what it draws")
 
     def _draw(self, request: Request, is_after_sync: bool) -> "_Drawn":
-        return _Drawn(request, self.version, is_after_sync, self._ask(_generate, request, self.version))
+        return _Drawn(request, is_after_sync, self._ask(_generate, request, self.version))
 
     def _drop(self, first: int) -> None:
         for drawn in self._drawn[first:]:
@@ -199,7 +196,8 @@ class Overlapped:
         if is_last:
             raise RuntimeError(
                 f"{ATTEMPTS} sampler processes one after another {how} while {what} was waited for: see what they "
-                "wrote above, give them more memory, or a longer deadline"
+                "wrote above, give them more memory, or a longer deadline; a script must make such a run under "
+                'if __name__ == "__main__":, since these processes import it'
             ) from error
         self._drawn = [drawn if _is_there(drawn) else self._draw(drawn.request, drawn.is_after_sync) for drawn in owed]
 
@@ -209,7 +207,6 @@ class _Drawn:
     """What the process was asked for, and where its answer will be."""
 
     request: Request
-    version: int  # of the weights
     is_after_sync: bool
     answer: "Future[tuple[list[Group], float]]"  # and the seconds that it took
 

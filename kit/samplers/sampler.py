@@ -73,8 +73,8 @@ class TrainingSampler(Sampler, Protocol):
 class SamplerAhead(TrainingSampler, Protocol):
     """One that can draw completions before they are asked for."""
 
-    incidents: list[str]  # what went wrong and was mended, for the run's events; whoever reads it empties it
-    busy: float  # seconds that drawing took so far
+    incidents: list[str]  # what went wrong and was mended; whoever reads these two empties them
+    busy: float  # seconds that drawing took
 
     def expect(self, batches: Iterable[Upcoming]) -> None:
         """This batch and those that follow, as far as the sampler wants to look."""

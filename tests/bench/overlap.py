@@ -40,6 +40,8 @@ def make_run(arguments: argparse.Namespace, folder: Path, interval: int, overlap
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
+    from kit.samplers import Overlapped
+
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             f"s={interval or 'never'}, {'overlapped' if overlapped else 'blocking'}": make_run(
@@ -62,7 +64,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
                         found.append(Row(f"    {part}", "s/step", (statistics.mean(r[part] for r in records),)))
             found.append(ratios(f"s={interval or 'never'}: blocking / overlapped", *(times[name] for name in names)))
         for run in runs.values():
-            if hasattr(run.sampler, "close"):
+            if isinstance(run.sampler, Overlapped):
                 run.sampler.close()
         return found
 
