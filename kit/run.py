@@ -25,6 +25,7 @@ from kit.samplers import SamplerFactory, TransformersSampler
 from kit.settings import Settings
 from kit.sync import Drift, Never, Schedule
 from kit.tasks.task import Portion, Task
+from kit.trainer import TrainerFactory, in_process
 from kit.training import Record, Training
 from kit.types import Group
 from kit.workload import described
@@ -44,6 +45,7 @@ class Run:
         ref_start: what the reference is until then: "policy", what the run starts from, or "base", the model without
             the adapter: another thing where the run goes on from a trained adapter.
         sampler: what generates, made from the policy and its tokenizer.
+        trainer: what trains; default in this process. It is no part of what a run is: one may go on with another.
         out_dir: the run directory. If it holds this very run, unfinished, the run goes on from its last checkpoint.
 
     Attributes:
@@ -57,16 +59,16 @@ class Run:
     def __init__(
         self, config: RunConfig, *, task: Task | Sequence[Portion], objective: Objective, sync: Schedule,
         ref_sync: Schedule | None = None, ref_mixup_alpha: float = 1.0, ref_start: ReferenceStart = "policy",
-        sampler: SamplerFactory = TransformersSampler, out_dir: str | Path,
+        sampler: SamplerFactory = TransformersSampler, trainer: TrainerFactory = in_process, out_dir: str | Path,
     ) -> None:  # fmt: skip
         ref_sync = Never() if ref_sync is None else ref_sync
         self._original = Settings(config, objective, sync)
         self._check = partial(check_settings, original=self._original, ref_sync=ref_sync, ref_start=ref_start)
         self._check(self._original)
         self._parts = {"task": task, "ref_sync": ref_sync, "ref_mixup_alpha": ref_mixup_alpha, "ref_start": ref_start}
-        self._parts |= {"sampler": sampler}
+        self._parts |= {"sampler": sampler, "trainer": trainer}
         self.training = training = Training(self._original, **self._parts)
-        self.policy, self.sampler, self.reference = training.policy, training.sampler, training.reference
+        self.policy, self.sampler, self.reference = training.policy, training.sampler, training.trainer.reference
         asked = {"task": described(task), "objective": describe(objective), "sync": describe(sync)}
         asked |= {"ref_sync": describe(ref_sync), "ref_mixup_alpha": ref_mixup_alpha, "ref_start": ref_start}
         asked |= {"sampler": as_json(sampler), "model_digest": digest(self.policy.state_dict())}
@@ -176,6 +178,7 @@ class Run:
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as it is now and its tokenizer, as a folder that transformers, and another run, can load."""
+        self.training.trainer.pull()
         save_policy(self.policy, self.sampler.tokenizer, folder)
 
     def _recorded_step(self) -> Record:

@@ -2,17 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kit.checkpoint import Position, load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from kit.costs import peak_memory
+from kit.checkpoint import Position, load_checkpoint, save_checkpoint
 from kit.gap import measure_gap
-from kit.learner import Learner
-from kit.models.policy import load_policy
-from kit.models.weights import copy_weights, has_adapter, weights_of
+from kit.models.policy import load_policy, precision
 from kit.recording import Recorder
 from kit.reference import Reference, ReferenceStart
 from kit.rollouts import Batch
@@ -21,6 +19,7 @@ from kit.samplers import SamplerAhead, SamplerFactory, SyncError, Upcoming
 from kit.settings import Settings
 from kit.sync import Drift, Schedule, SyncState
 from kit.tasks.task import Portion, Task
+from kit.trainer import TrainerFactory
 from kit.workload import evaluate_all, new_batch, workloads_of
 
 Record = dict[str, Any]
@@ -28,7 +27,7 @@ EVALUATION = 1  # sets the randomness of evaluations apart from that of training
 
 
 class Training:
-    """Policy, sampler, reference, learner and tasks of a run, and where it stands.
+    """Policy, sampler, trainer and tasks of a run, and where it stands.
 
     It knows neither how long the run is to be nor who watches it: that is `kit.run.Run`, which also explains the
     arguments.
@@ -40,7 +39,7 @@ class Training:
 
     def __init__(
         self, settings: Settings, *, task: Task | Sequence[Portion], ref_sync: Schedule, ref_mixup_alpha: float,
-        ref_start: ReferenceStart, sampler: SamplerFactory,
+        ref_start: ReferenceStart, sampler: SamplerFactory, trainer: TrainerFactory,
     ) -> None:  # fmt: skip
         self.settings, config, objective = settings, settings.config, settings.objective
         torch.set_num_threads(config.num_threads)
@@ -54,9 +53,8 @@ class Training:
             if workload.count:
                 objective.check(workload.group_size)
             self.sampler.check_lengths([*workload.prompts, *workload.held_out], workload.sampling)
-        ref_arguments = (self.policy, ref_sync, ref_mixup_alpha)
-        self.reference = Reference(*ref_arguments, start=ref_start) if objective.needs_reference else None
-        self.learner = Learner(self.policy, objective, self.reference, config)
+        make_reference = partial(Reference, schedule=ref_sync, mixup_alpha=ref_mixup_alpha, start=ref_start)
+        self.trainer = trainer(self.policy, objective, make_reference if objective.needs_reference else None, config)
         self.step = 0
         self.drift: Drift | None = None
         self._batch: Batch | None = None
@@ -64,7 +62,7 @@ class Training:
     def change(self, settings: Settings) -> None:
         """Go on with other settings, from the next step on."""
         self.settings = settings
-        self.learner.config, self.learner.objective = settings.config, settings.objective
+        self.trainer.change(settings.config, settings.objective)
         for workload in self.workloads:
             workload.config = settings.config
 
@@ -79,7 +77,7 @@ class Training:
         Raises:
             SyncError, NonFiniteError: if the step cannot be made.
         """
-        with self._precision():
+        with precision(self.policy, bf16=self.settings.config.bf16):
             return self._advance(log)
 
     def _advance(self, log: RunLog) -> tuple[Record, Batch]:
@@ -92,9 +90,9 @@ class Training:
         if self._batch is None or not self.is_mid_batch:
             self._batch = self._new_batch(log, clock)
         batch = self._batch
-        if self.reference:
-            self.reference.maybe_sync(self.policy, step, self.sampler.version)
-            record |= {"sync/ref_version": self.reference.version}
+        self.trainer.follow(step, self.sampler.version)
+        if self.trainer.ref_version is not None:
+            record |= {"sync/ref_version": self.trainer.ref_version}
         age, max_age = step - batch.version, config.max_age
         examples = batch.examples if max_age is None or age <= max_age else ()
         record |= batch.metrics | {"sync/version": batch.version, "sync/staleness": age}
@@ -109,22 +107,22 @@ class Training:
             record |= measure_gap(self.policy, self.sampler.weights, rollouts, **sizes).metrics()
             clock.lap("gap")
         try:
-            record |= self.learner.update(examples, batch.totals, step)
+            record |= self.trainer.update(examples, batch.totals, step)
             if self.settings.sync.needs_drift:
-                self.drift = self.learner.drift(batch.groups[: config.drift_prompts])
+                self.drift = self.trainer.drift(batch.groups[: config.drift_prompts])
                 record |= {"sync/drift": self.drift.kl, "sync/drift_m2": self.drift.m2}
             clock.lap("train")
         finally:  # the rollouts of an update that failed are those that one wants to see
             if not record["reuse_epoch"]:
-                log.rollouts(step, self.recorder.rollouts(batch, examples, self.learner.before))
+                log.rollouts(step, self.recorder.rollouts(batch, examples, self.trainer.before))
             clock.lap("log")
         self.step += 1
-        return record | clock.laps | {"memory/peak": peak_memory(self.policy.device)}, batch
+        return record | clock.laps | {"memory/peak": self.trainer.peak_memory()}, batch
 
     def evaluate(self, log: RunLog) -> Record:
         """Of the policy as it is now, on every task: a record without an update."""
         clock = Clock()
-        with self._precision():
+        with precision(self.policy, bf16=self.settings.config.bf16):
             return {"step": self.step} | self._evaluate(log) | clock.lap("eval")
 
     def _new_batch(self, log: RunLog, clock: Clock) -> Batch:
@@ -144,7 +142,7 @@ class Training:
                 log.event("sampler", step=step, incident=incident)
             ahead.incidents.clear()
         if settings.objective.needs_prox_logprobs and config.reuse_epochs > 1:
-            batch = dataclasses.replace(batch, examples=self.learner.with_prox_logprobs(batch.examples))
+            batch = dataclasses.replace(batch, examples=self.trainer.with_prox_logprobs(batch.examples))
             clock.lap("select")
         return batch
 
@@ -165,6 +163,7 @@ class Training:
             yield Upcoming(tuple(asked), is_after_sync)
 
     def _sync(self, log: RunLog) -> None:
+        self.trainer.pull()
         try:
             receipt = self.sampler.sync(self.policy, self.step, step=self.step)
         except SyncError as error:
@@ -174,6 +173,7 @@ class Training:
 
     def _evaluate(self, log: RunLog) -> Record:
         """Every task's evaluation; its completions are kept, so that runs can be compared afterwards."""
+        self.trainer.pull()
         with self.sampler.fresh(self.policy) as fresh:
             record, groups = evaluate_all(
                 self.workloads, fresh, seed=(self.settings.config.seed, self.step, EVALUATION)
@@ -182,23 +182,11 @@ class Training:
             log.completions(self.step, task, self.recorder.completions(found))
         return record
 
-    def _precision(self) -> torch.autocast:
-        """With bf16 and all weights in training, these stay float32 and are rounded for each product."""
-        is_mixed = self.settings.config.bf16 and not has_adapter(self.policy)
-        # Without the cache, which would outlive an update and give the next pass the weights of before it.
-        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=is_mixed, cache_enabled=False)
-
     def save(self, folder: Path) -> Path:
         """Write a checkpoint. Randomness needs no state: every draw derives from (seed, step)."""
-        parts = {
-            "policy": weights_of(self.policy),
-            "sampler": self.sampler.weights.tensors(),
-            "optimizer": optimizer_tensors(self.learner.optimizer),
-        }
-        if self.reference:
-            parts["reference"] = self.reference.weights.tensors()
-        ref_version = self.reference.version if self.reference else 0
-        position = Position(self.step, self.sampler.version, ref_version, self.drift)
+        self.trainer.pull()
+        parts = {**self.trainer.parts(), "sampler": self.sampler.weights.tensors()}
+        position = Position(self.step, self.sampler.version, self.trainer.ref_version or 0, self.drift)
         return save_checkpoint(folder, position, parts, keep=self.settings.config.save_total_limit)
 
     def load(self, checkpoint: Path) -> None:
@@ -208,11 +196,8 @@ class Training:
             CheckpointError: if it is damaged.
         """
         position, parts = load_checkpoint(checkpoint)
-        copy_weights(parts["policy"], weights_of(self.policy))
+        self.trainer.load(parts, position.ref_version)
+        self.trainer.pull()
         self.sampler.restore(parts["sampler"], position.sampler_version)
-        load_optimizer_tensors(self.learner.optimizer, parts["optimizer"])
         self.step = position.step
         self.drift = Drift(*position.drift) if position.drift else None
-        if self.reference:
-            copy_weights(parts["reference"], self.reference.weights.tensors())
-            self.reference.version = position.ref_version

@@ -209,7 +209,7 @@ def test_a_run_with_8_bit_moments_trains_and_resumes(folder: Path, tmp_path: Pat
     run.finish()
     assert not any(torch.equal(before[name], tensor) for name, tensor in weights_of(run.policy).items())
     eight_bit = [
-        name for name, t in optimizer_tensors(run.training.learner.optimizer).items() if t.dtype == torch.uint8
+        name for name, t in optimizer_tensors(run.training.trainer.optimizer).items() if t.dtype == torch.uint8
     ]
     assert bool(eight_bit) == (lora is None)  # these adapters are small enough to be kept whole
     next(start(tmp_path / "killed").steps(1))

@@ -171,7 +171,7 @@ def test_drift_is_zero_after_a_sync_until_the_policy_moves(start: Start, tmp_pat
         groups = run.sampler.generate(
             run.training.workloads[0].prompts[:2], 4, seed=(5, run.step), sampling=run.config.sampling
         )
-        assert run.training.learner.drift(groups) == pytest.approx((0.0, 0.0), abs=1e-8)
+        assert run.training.trainer.drift(groups) == pytest.approx((0.0, 0.0), abs=1e-8)
 
 
 def test_a_sync_comes_with_the_step_after_the_drift_has_passed_its_bound(start: Start, tmp_path: Path) -> None:

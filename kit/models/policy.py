@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -135,8 +136,11 @@ def score(model: PreTrainedModel, rollouts: Sequence[Rollout], *, temperature: f
     """
     if not rollouts:
         raise ValueError("there is nothing to score: rollouts is empty")
+    if isinstance(model, FSDPModule):  # whose hooks a gradient through keys and values would pass by
+        sharded: Any = model
+        return TokenScores(*sharded.score_whole(rollouts, temperature))
     if model.training:
-        return _score_whole(model, rollouts, temperature)
+        return score_whole(model, rollouts, temperature)
     prompts = list(dict.fromkeys(rollout.prompt_ids for rollout in rollouts))
     rows = [prompts.index(rollout.prompt_ids) for rollout in rollouts]
     # Position p predicts token p + 1: the last prompt token goes with the completion, whose own last predicts nothing.
@@ -190,7 +194,7 @@ def _evaluated(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callab
     return checkpoint(evaluated, *inputs)
 
 
-def _score_whole(model: PreTrainedModel, rollouts: Sequence[Rollout], temperature: float) -> TokenScores:
+def score_whole(model: PreTrainedModel, rollouts: Sequence[Rollout], temperature: float) -> TokenScores:
     """`score` by one pass over whole sequences."""
     tokens, attended = right_pad([r.prompt_ids + r.completion_ids for r in rollouts], 0)
     labels, mask = right_pad([r.completion_ids for r in rollouts], 0)
@@ -249,6 +253,13 @@ def _read_prompts(
 
 def _unflatten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def precision(policy: PreTrainedModel, *, bf16: bool) -> torch.autocast:
+    """With bf16 and all weights in training, these stay float32 and are rounded for each product."""
+    is_mixed = bf16 and not has_adapter(policy)
+    # Without the cache, which would outlive an update and give the next pass the weights of before it.
+    return torch.autocast(policy.device.type, torch.bfloat16, enabled=is_mixed, cache_enabled=False)
 
 
 def save_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

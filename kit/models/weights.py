@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 POLICY = "policy"  # the adapter in training
@@ -130,6 +131,8 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[int, float]:
     """Copy every tensor by name; returns (how many tensors, 2-norm of the change).
 
+    Where the target is sharded over ranks each copies its own shard, and the norm is that of its own change.
+
     Raises:
         ValueError: if the names or shapes of the two differ.
     """
@@ -138,10 +141,11 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
         raise ValueError(
             f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
         )
-    changes = (target[name].double() - source[name].to(target[name].device).double() for name in _distinct(target))
+    pairs = {name: (shard(source[name], like=held), _own(held)) for name, held in target.items()}
+    changes = (pairs[name][1].double() - pairs[name][0].double() for name in _distinct(target))
     squared = sum(change.square().sum().item() for change in changes)
-    for name, tensor in source.items():
-        target[name].copy_(tensor)
+    for new, held in pairs.values():
+        held.copy_(new)
     return len(source), squared**0.5
 
 
@@ -150,7 +154,25 @@ def mix_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], alph
     """Move every floating-point tensor of `target` the share `alpha` of the way to `source`."""
     for name in _distinct(target):
         if target[name].is_floating_point():
-            target[name].lerp_(source[name].to(target[name]), alpha)
+            held = _own(target[name])
+            held.lerp_(shard(source[name], like=target[name]).to(held), alpha)
+
+
+def shard(tensor: Tensor, *, like: Tensor) -> Tensor:
+    """What of a tensor this rank holds if it is sharded as another is, on that one's device; else all of it."""
+    if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
+        where = like.device_mesh, like.placements
+        tensor = distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
+    return _own(tensor).to(like.device)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from its shards, which all ranks must ask for at once; one that is not sharded as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -164,4 +186,4 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 def _distinct(weights: Mapping[str, Tensor]) -> list[str]:
     """One name for each tensor: tied ones have two."""
-    return list({tensor.data_ptr(): name for name, tensor in weights.items()}.values())
+    return list({_own(tensor).data_ptr(): name for name, tensor in weights.items()}.values())

@@ -1,0 +1,162 @@
+"""Actors of a Ray cluster for one run: started where there is room, waited for with a deadline, and ended together."""
+
+import logging
+import os
+import platform
+import socket
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+CONNECT_S = 10.0
+PACKAGES = ("torch", "transformers", "ray")
+
+
+class ActorFailed(RuntimeError):
+    """A process of the run on the cluster died, or did not answer in time."""
+
+
+class Cluster:
+    """Args:
+        address: of a cluster that exists, as `ray.init` takes it; "auto" finds this machine's. None = one for this
+            process alone, on this machine.
+        cpus, gpus: what all of the run's actors need. On a machine of one's own, CPUs are not counted.
+        deadline: seconds after which an actor that does not answer counts as dead.
+
+    Raises:
+        ImportError: if Ray is not installed, with the command that installs it.
+        ConnectionError: if there is no cluster at that address.
+        RuntimeError: if it has less room than is needed; it says how much is missing.
+    """
+
+    def __init__(self, address: str | None, *, cpus: int, gpus: int, deadline: float) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError(
+                "a run on several processes needs Ray, which is not installed: pip install -e '.[scale]'"
+            ) from error
+        self.deadline, self._actors = deadline, []
+        if not ray.is_initialized():
+            if address is not None:
+                require_answer(address)
+            ray.init(
+                address=address or "local", log_to_driver=False, logging_level=logging.ERROR, runtime_env=inherited(),
+                **({} if address else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}),
+            )  # fmt: skip
+        self._require({"CPU": cpus, "GPU": gpus})
+        weakref.finalize(self, _end, self._actors)
+
+    def _require(self, needed: Mapping[str, int]) -> None:
+        """Room may still be held by a run that just ended, so it is waited for, a little."""
+        import ray
+
+        last = time.monotonic() + CONNECT_S
+        while any((free := ray.available_resources()).get(kind, 0) < count for kind, count in needed.items()):
+            if time.monotonic() > last:
+                missing = ", ".join(f"{n} {kind}s and {free.get(kind, 0):g} are free" for kind, n in needed.items())
+                raise RuntimeError(
+                    f"not enough room on the cluster: the run needs {missing}, of {_sum(ray.cluster_resources())} in "
+                    "all. Ask for fewer trainers or samplers, end what else runs there, or add nodes (ray start "
+                    "--address=HEAD)"
+                )
+            time.sleep(0.2)
+
+    def start(self, kind: Callable[..., Any], *arguments: Any, gpus: int) -> Any:
+        """An actor with one CPU and so many GPUs, which must run what this process runs.
+
+        Raises:
+            RuntimeError: if its machine has other versions.
+        """
+        import ray
+
+        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(kind).remote(*arguments)
+        self._actors.append(actor)
+        return actor
+
+    def end(self, actor: Any) -> None:
+        _end([self._actors.pop(self._actors.index(actor))])
+
+    def value(self, answer: Any, what: str, deadline: float | None = None) -> Any:
+        """What comes of a call to an actor; see `values`."""
+        return self.values([answer], what, deadline)[0]
+
+    def values(self, answers: Sequence[Any], what: str, deadline: float | None = None) -> list[Any]:
+        """What comes of calls to actors; what one of them raises is raised at once, whatever the others do.
+
+        Raises:
+            ActorFailed: if an actor died, or not all have answered in time; `what` says what was waited for.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        seconds = self.deadline if deadline is None else deadline
+        pending, last = list(answers), time.monotonic() + seconds
+        while pending:
+            done, pending = ray.wait(pending, timeout=max(0.0, last - time.monotonic()))
+            if not done:
+                raise ActorFailed(f"{what} was waited for, and did not come within {seconds:g} s")
+            try:
+                ray.get(done)
+            except RayTaskError as error:
+                raise error.cause from error
+            except RayError as error:
+                first = str(error).strip().splitlines()[0]
+                raise ActorFailed(f"{what} was waited for, and its process died: {first}") from error
+        return ray.get(list(answers))
+
+    def close(self) -> None:
+        """End all actors."""
+        _end(self._actors)
+
+
+def _end(actors: list[Any]) -> None:
+    import ray
+
+    while actors:
+        if ray.is_initialized():
+            ray.kill(actors.pop())
+        else:
+            actors.clear()
+
+
+def _sum(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+def versions() -> dict[str, str]:
+    """Of what two processes of one run must have in common."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def require_same_versions(found: Mapping[str, str], whose: str) -> None:
+    """Raises RuntimeError if another machine's versions are not those of this one."""
+    here = versions()
+    odd = [f"{name} {found.get(name)} there, {here[name]} here" for name in here if found.get(name) != here[name]]
+    if odd:
+        raise RuntimeError(
+            f"{whose} has other versions than this process: {'; '.join(odd)}. Install the same on every machine "
+            "(constraints.txt)"
+        )
+
+
+def require_answer(address: str) -> None:
+    """Raises ConnectionError if nothing answers at an address of a host and a port. Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address:  # auto, local, or ray://
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"expected a Ray cluster's head at {address}, came {error}: start one (ray start --head) or correct this"
+        ) from error
+
+
+def inherited() -> dict[str, Any]:
+    """Where a worker finds the kit, if it is not installed but lies in the folder that Python was started in."""
+    places = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, places))}}
