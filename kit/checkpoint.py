@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit.models.weights import distributed_as
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -105,10 +107,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """The inverse of `optimizer_tensors`; learning rates and other settings stay the optimizer's own."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     for key, tensor in tensors.items():
         index, name = key.split("/", 1)
         is_count = tensor.ndim == 0 and not tensor.is_floating_point()  # torch counts steps in floats, others in ints
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # a moment, which is sharded as its parameter is
+            tensor = distributed_as(parameter, tensor)
         state.setdefault(int(index), {})[name] = int(tensor) if is_count else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -57,7 +57,8 @@ def elapsed(parts: Parts, steps: int, interval: int | None, *, depth: int = 0, a
     """
     if steps < 1 or (interval is not None and interval < 1) or not 0 <= ahead <= depth:
         raise ValueError(
-            f"expected steps >= 1, interval >= 1 or None, 0 <= ahead <= depth, came {steps}, {interval}, {depth}, {ahead}"
+            "expected steps >= 1, interval >= 1 or None, and 0 <= ahead <= depth, came "
+            f"{steps}, {interval}, {depth} and {ahead}"
         )
     drawn: list[float] = []  # when each batch was complete
     trained: list[float] = []

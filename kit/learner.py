@@ -72,9 +72,10 @@ class Learner:
     def change(self, config: RunConfig, objective: Objective) -> None:
         self.config, self.objective = config, objective
 
-    def follow(self, step: int, sampler_version: int) -> None:
+    def follow(self, step: int, sampler_version: int) -> int | None:
         if self.reference:
             self.reference.maybe_sync(self.policy, step, sampler_version)
+        return self.ref_version
 
     def pull(self) -> None:
         """Nothing: it trains the policy itself."""

@@ -34,8 +34,8 @@ class Trainer(Protocol):
         """Go on with these."""
         ...
 
-    def follow(self, step: int, sampler_version: int) -> None:
-        """Sync the reference if its schedule says so; asked once a step, before the update."""
+    def follow(self, step: int, sampler_version: int) -> int | None:
+        """Sync the reference if its schedule says so; asked once a step, before the update. Returns `ref_version`."""
         ...
 
     def update(self, examples: Sequence[Example], totals: Totals, step: int) -> dict[str, float]:

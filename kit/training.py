@@ -90,9 +90,9 @@ class Training:
         if self._batch is None or not self.is_mid_batch:
             self._batch = self._new_batch(log, clock)
         batch = self._batch
-        self.trainer.follow(step, self.sampler.version)
-        if self.trainer.ref_version is not None:
-            record |= {"sync/ref_version": self.trainer.ref_version}
+        ref_version = self.trainer.follow(step, self.sampler.version)
+        if ref_version is not None:
+            record |= {"sync/ref_version": ref_version}
         age, max_age = step - batch.version, config.max_age
         examples = batch.examples if max_age is None or age <= max_age else ()
         record |= batch.metrics | {"sync/version": batch.version, "sync/staleness": age}

@@ -144,7 +144,7 @@ def require_same_versions(found: Mapping[str, str], whose: str) -> None:
 
 
 def require_answer(address: str) -> None:
-    """Raises ConnectionError if nothing answers at an address of a host and a port. Ray itself would try for minutes."""
+    """Raises ConnectionError if nothing answers at an address of a host and a port. Ray would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or "/" in address:  # auto, local, or ray://
         return

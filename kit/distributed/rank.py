@@ -1,11 +1,10 @@
 """A trainer rank: one of several processes that hold a shard each of the policy, and share every step's examples."""
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import ray
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,10 +15,10 @@ from kit.distributed.cluster import versions
 from kit.learner import Learner
 from kit.models.policy import load_policy, precision
 from kit.models.sharding import shard_model
-from kit.models.weights import LiveWeights, ModelSnapshot, whole
+from kit.models.weights import ModelSnapshot, whole
 from kit.objectives import Objective
 from kit.trainer import MakeReference
-from kit.types import Example, Group, Totals
+from kit.types import Example, Totals
 
 Before = list[tuple[list[int], torch.Tensor, torch.Tensor | None]]  # as `Logprobs`, rollouts by their number
 
@@ -49,7 +48,7 @@ class Rank:
 
     def meeting_point(self) -> str:
         """Where the ranks find each other: a free port of this one's machine."""
-        import socket
+        import ray
 
         with socket.socket() as free:
             free.bind(("", 0))
@@ -83,30 +82,29 @@ class Rank:
             found = getattr(self.learner, method)(*arguments)
         return found if self.rank == 0 else None
 
-    def update(
-        self, examples: Sequence[Example], totals: Totals, step: int
-    ) -> tuple[dict[str, float], Before, int | None] | None:
+    def update(self, examples: Sequence[Example], totals: Totals, step: int) -> tuple[dict[str, float], Before] | None:
         """The metrics of an update, and what the models said before it."""
-        with precision(self.learner.policy, bf16=self.learner.config.bf16):
-            metrics = self.learner.update(examples, totals, step)
+        metrics = self.call("update", examples, totals, step)
         if self.rank:
             return None
         flat = [rollout for example in examples for rollout in example.rollouts]
         numbers = {id(rollout): number for number, rollout in enumerate(flat)}
-        before = [
+        return metrics, [
             ([numbers[id(rollout)] for rollout in rollouts], policy.cpu(), None if ref is None else ref.cpu())
             for rollouts, policy, ref in self.learner.before
         ]
-        return metrics, before, self.learner.peak_memory()
-
-    def drift(self, groups: Sequence[Group]) -> Any:
-        return self.call("drift", groups)
 
     def parts(self, *names: str) -> dict[str, dict[str, torch.Tensor]] | None:
-        """Those parts of `Learner.parts`, put together from the shards."""
+        """These of `Learner.parts`, or all, put together from the shards."""
         found = {
             part: {name: whole(tensor).cpu() for name, tensor in tensors.items()}
-            for part, tensors in self._parts().items()
-            if part in names
+            for part, tensors in self.learner.parts().items()
+            if part in names or not names
         }
         return found if self.rank == 0 else None
+
+    def load(self, parts: Mapping[str, Tensors], ref_version: int) -> None:
+        self.learner.load(parts, ref_version)
+
+    def peak_memory(self) -> int:
+        return self.learner.peak_memory()

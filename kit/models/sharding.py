@@ -37,6 +37,7 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no sum that scales
     sharded: Any = model
     sharded.score_whole = MethodType(_score_whole, model)
     register_fsdp_forward_method(model, "score_whole")

@@ -141,7 +141,9 @@ def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
         raise ValueError(
             f"weights can only be copied between models of one architecture; these tensors differ: {odd[:5]}"
         )
-    pairs = {name: (shard(source[name], like=held), _own(held)) for name, held in target.items()}
+    pairs = {
+        name: (_own(distributed_as(held, source[name])).to(held.device), _own(held)) for name, held in target.items()
+    }
     changes = (pairs[name][1].double() - pairs[name][0].double() for name in _distinct(target))
     squared = sum(change.square().sum().item() for change in changes)
     for new, held in pairs.values():
@@ -155,15 +157,14 @@ def mix_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor], alph
     for name in _distinct(target):
         if target[name].is_floating_point():
             held = _own(target[name])
-            held.lerp_(shard(source[name], like=target[name]).to(held), alpha)
+            held.lerp_(_own(distributed_as(target[name], source[name])).to(held), alpha)
 
 
-def shard(tensor: Tensor, *, like: Tensor) -> Tensor:
-    """What of a tensor this rank holds if it is sharded as another is, on that one's device; else all of it."""
-    if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
-        where = like.device_mesh, like.placements
-        tensor = distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
-    return _own(tensor).to(like.device)
+def distributed_as(other: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor that every rank holds all of, sharded as another one is; itself if that one is not sharded."""
+    if not isinstance(other, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def whole(tensor: Tensor) -> Tensor:

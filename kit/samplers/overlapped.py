@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kit.config import Sampling
 from kit.samplers.checksum import differing, summary, weight_checksums
+from kit.samplers.drawn import DrawnAhead
 from kit.samplers.receipt import Receipt
 from kit.samplers.sampler import Request, Sampler, Upcoming
 from kit.samplers.transformers import TransformersSampler
@@ -62,11 +62,10 @@ class Overlapped:
         self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, depth: int = 2, ahead: int = 0,
         deadline: float = 600.0,
     ) -> None:  # fmt: skip
-        if depth < 0 or not 0 <= ahead <= depth or not deadline > 0:
-            raise ValueError(
-                f"expected depth >= 0, 0 <= ahead <= depth and deadline > 0, came {depth}, {ahead} and {deadline}"
-            )
-        self.depth, self.ahead, self.deadline = depth, ahead, deadline
+        if not deadline > 0:
+            raise ValueError(f"expected deadline > 0 seconds, came {deadline}")
+        self.deadline = deadline
+        self._drawn = DrawnAhead(self._draw, depth=depth, ahead=ahead)
         self.incidents: list[str] = []
         self.busy = 0.0
         self._here = TransformersSampler(policy, tokenizer)
@@ -75,7 +74,6 @@ class Overlapped:
             tensor.share_memory_()
         self._processes: list[_Process] = []  # one, or none yet
         weakref.finalize(self, _end, self._processes)
-        self._drawn: list[_Drawn] = []  # in the order in which it will be asked for
 
     @property
     def version(self) -> int:
@@ -83,30 +81,16 @@ class Overlapped:
 
     def expect(self, batches: Iterable[Upcoming]) -> None:
         """Draw what will be asked for next, in this order; what was drawn for something else is dropped."""
-        wanted, late = [], 0
-        for batch in islice(batches, self.depth + 1):
-            late += batch.is_after_sync
-            if late > self.ahead:
-                break
-            wanted += [(request, batch.is_after_sync) for request in batch.requests]
-        pairs = zip(wanted, self._drawn, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0][0] == pair[1].request, pairs))
-        self._drop(same)
-        for (_, is_after_sync), drawn in zip(wanted, self._drawn, strict=False):
-            drawn.is_after_sync = is_after_sync
-        for request, is_after_sync in wanted[same:]:
-            self._drawn.append(self._draw(request, is_after_sync))
+        self._drawn.expect(batches)
 
     def generate(
         self, prompts: Sequence[Prompt], group_size: int, *, seed: tuple[int, ...], sampling: Sampling
     ) -> list[Group]:
         """See `Sampler.generate`; what was expected is there, or on its way."""
         request = Request(tuple(prompts), group_size, seed, sampling)
-        if not self._drawn or self._drawn[0].request != request:
-            self._drop(0)
-            self._drawn.append(self._draw(request, is_after_sync=False))
-        groups, seconds = self._waited(lambda: self._drawn[0].answer, f"the batch of seed {seed}")
-        del self._drawn[0]
+        drawn = self._drawn.first(request)
+        groups, seconds = self._waited(lambda: drawn.answer, f"the batch of seed {seed}")
+        del self._drawn.queue[0]
         self.busy += seconds
         return groups
 
@@ -125,7 +109,7 @@ class Overlapped:
 
     def restore(self, tensors: Mapping[str, Tensor], version: int) -> None:
         """Take up weights of earlier, as a checkpoint holds them."""
-        self._drop(0)
+        self._drawn.drop(0)
         self._settle()
         self._here.restore(tensors, version)
 
@@ -144,7 +128,7 @@ class Overlapped:
     def close(self) -> None:
         """End the process."""
         _end(self._processes)
-        self._drawn = []
+        self._drawn.queue.clear()
 
     def _ask(self, function: Any, *arguments: Any) -> Future[Any]:
         if not self._processes:
@@ -170,45 +154,28 @@ class Overlapped:
 
     def _settle(self) -> None:
         """Wait until the weights are not in use. Only what was drawn for after the sync is of use then."""
-        before = [drawn for drawn in self._drawn if not drawn.is_after_sync]
-        for drawn in before:
-            drawn.answer.cancel()
-            self._drawn.remove(drawn)
-        for index in range(len(self._drawn)):
-            self._waited(lambda index=index: self._drawn[index].answer, "completions drawn ahead of a sync")
+        for drawn in self._drawn.keep_after_sync():
+            self._waited(lambda drawn=drawn: drawn.answer, "completions drawn ahead of a sync")
         if self._processes:  # what was dropped may be under way
             self._answer(os.getpid, "the end of what it draws")
 
-    def _draw(self, request: Request, is_after_sync: bool) -> "_Drawn":
-        return _Drawn(request, is_after_sync, self._ask(_generate, request, self.version))
-
-    def _drop(self, first: int) -> None:
-        for drawn in self._drawn[first:]:
-            drawn.answer.cancel()
-        del self._drawn[first:]
+    def _draw(self, request: Request) -> "Future[tuple[list[Group], float]]":
+        return self._ask(_generate, request, self.version)
 
     def _replace(self, error: Exception, what: str, *, is_last: bool) -> None:
         """A new process, which draws anew what the old one owed."""
         how = f"did not answer within {self.deadline:g} s" if isinstance(error, TimeoutError) else "died"
         self.incidents.append(f"the sampler's process {how} while {what} was waited for")
-        owed = self._drawn
-        self.close()
+        _end(self._processes)
         if is_last:
             raise RuntimeError(
                 f"{ATTEMPTS} sampler processes one after another {how} while {what} was waited for: see what they "
                 "wrote above, give them more memory, or a longer deadline; a script must make such a run under "
                 'if __name__ == "__main__":, since these processes import it'
             ) from error
-        self._drawn = [drawn if _is_there(drawn) else self._draw(drawn.request, drawn.is_after_sync) for drawn in owed]
-
-
-@dataclass
-class _Drawn:
-    """What the process was asked for, and where its answer will be."""
-
-    request: Request
-    is_after_sync: bool
-    answer: "Future[tuple[list[Group], float]]"  # and the seconds that it took
+        for drawn in self._drawn.queue:
+            if not _is_there(drawn.answer):
+                drawn.answer = self._draw(drawn.request)
 
 
 def _precision(sampler: TransformersSampler) -> tuple[str, torch.dtype, bool]:
@@ -217,8 +184,8 @@ def _precision(sampler: TransformersSampler) -> tuple[str, torch.dtype, bool]:
     return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
 
-def _is_there(drawn: _Drawn) -> bool:
-    return drawn.answer.done() and not drawn.answer.cancelled() and drawn.answer.exception() is None
+def _is_there(answer: "Future[Any]") -> bool:
+    return answer.done() and not answer.cancelled() and answer.exception() is None
 
 
 def _context() -> multiprocessing.context.BaseContext:

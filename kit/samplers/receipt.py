@@ -30,6 +30,7 @@ class Receipt:
         seconds: wall-clock time.
         probe_tolerance: largest `probe_parity` that passes: another engine or precision rounds differently.
         differing: up to five tensors that did not arrive as they were sent.
+        samplers: where there are several, each one's receipt; this one is then the worst of them.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Receipt:
     seconds: float
     probe_tolerance: float = PROBE_TOLERANCE
     differing: tuple[str, ...] = ()
+    samplers: "tuple[Receipt, ...]" = ()
 
     def check(self) -> None:
         """Raises SyncError unless the weights arrived and the sampler computes with them."""

@@ -6,18 +6,16 @@ dead node goes on from its checkpoint there.
 
 import logging
 import os
-import socket
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from kit.distributed.cluster import inherited, require_answer
 from kit.study.execute import Job
 from kit.study.local import Subprocess, environment_of
 
 RETRIES = 10  # of a run, after nodes that died
 POLL_S = 0.5
-CONNECT_S = 10.0
 
 
 class RayTasks:
@@ -38,10 +36,8 @@ class RayTasks:
         if workers < 1:
             raise ValueError(f"expected workers >= 1, came {workers}")
         self.workers = workers
-        _check_answers(address)
-        ray.init(
-            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _inherited()}
-        )
+        require_answer(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=inherited())
         self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._running: list[RayTask] = []
 
@@ -59,19 +55,6 @@ class RayTasks:
             return None
         largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in self._nodes)
         return f"asks for {threads} threads and {gpus} GPUs on one node, and the nodes have {largest}: lower resources"
-
-
-def _check_answers(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in address:  # auto, local, or ray://
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"expected a Ray cluster's head at {address}, came {error}: start one (ray start --head) or correct this"
-        ) from error
 
 
 class RayTask:
@@ -114,8 +97,3 @@ def _execute(job: dict[str, Any], folder: str) -> str:
         except KeyboardInterrupt:
             process.interrupt()
     return ended
-
-
-def _inherited() -> dict[str, str]:
-    """Where a task finds the kit, if it is not installed but lies in the folder that Python was started in."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))}
