@@ -106,7 +106,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """The inverse of `optimizer_tensors`; learning rates and other settings stay the optimizer's own."""
+    """The inverse of `optimizer_tensors`, by copies; learning rates and other settings stay the optimizer's own."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     for key, tensor in tensors.items():
@@ -115,7 +115,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:  # a moment, which is sharded as its parameter is
             tensor = distributed_as(parameter, tensor)
-        state.setdefault(int(index), {})[name] = int(tensor) if is_count else tensor
+        state.setdefault(int(index), {})[name] = int(tensor) if is_count else tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
