@@ -38,8 +38,8 @@ class Elapsed:
 def elapsed(parts: Parts, steps: int, interval: int | None, *, depth: int = 0, ahead: int = 0) -> Elapsed:
     """The run's wall-clock, by following every batch through sampler, sync and trainer.
 
-    Batch k may be drawn once batch k - 1 - depth was trained on, and, unless it is one of the first `ahead` of its
-    window, after the sync before it. A sync begins when the batch before it was trained on and nothing is being drawn.
+    Batch k may be drawn once batch k - 1 - depth was trained on and the sync before batch k - ahead was made. A sync
+    begins when the batch before it was trained on and all that may be drawn was drawn.
 
     Args:
         parts: seconds.
@@ -62,22 +62,20 @@ def elapsed(parts: Parts, steps: int, interval: int | None, *, depth: int = 0, a
         )
     drawn: list[float] = []  # when each batch was complete
     trained: list[float] = []
-    synced = sampler_free = trainer_free = 0.0
+    sampler_free = trainer_free = 0.0
+
+    def draw_through(last: int) -> None:
+        nonlocal sampler_free
+        for number in range(len(drawn), min(last + 1, steps)):
+            allowed = trained[number - 1 - depth] if number > depth else 0.0
+            sampler_free = max(sampler_free, allowed) + parts.generate
+            drawn.append(sampler_free)
+
     for step in range(steps):
-        is_synced = interval is not None and step > 0 and step % interval == 0
-        if is_synced:
-            early = min(ahead, steps - step, interval or 0)
-            for number in range(step, step + early):
-                if len(drawn) == number:
-                    start = max(sampler_free, trained[number - 1 - depth] if number > depth else 0.0)
-                    drawn.append(start + parts.generate)
-                    sampler_free = drawn[-1]
-            synced = max(trainer_free, sampler_free) + parts.sync
-            sampler_free = trainer_free = synced
-        if len(drawn) == step:
-            start = max(sampler_free, trained[step - 1 - depth] if step > depth else 0.0)
-            drawn.append(start + parts.generate)
-            sampler_free = drawn[-1]
+        if interval is not None and step > 0 and step % interval == 0:
+            draw_through(step + ahead - 1)
+            sampler_free = trainer_free = max(sampler_free, trainer_free) + parts.sync
+        draw_through(step)
         trainer_free = max(trainer_free, drawn[step]) + parts.train
         trained.append(trainer_free)
     end = trained[-1]

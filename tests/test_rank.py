@@ -95,7 +95,8 @@ def of_ranks(size: int, plans: list[Plan]) -> list[Any]:
         meeting_point = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with ProcessPoolExecutor(size, multiprocessing.get_context("spawn")) as pool:
         pending = [pool.submit(work, rank, size, meeting_point, plans) for rank in range(size)]
-        return [future.result(DEADLINE_S) for future in pending][0]
+        first, *_ = [future.result(DEADLINE_S) for future in pending]
+    return first
 
 
 def of_one_process(made: Plan) -> Any:

@@ -40,9 +40,9 @@ class Cluster:
                 "a run on several processes needs Ray, which is not installed: pip install -e '.[scale]'"
             ) from error
         self.deadline, self._actors = deadline, []
+        if address is not None:
+            require_answer(address)
         if not ray.is_initialized():
-            if address is not None:
-                require_answer(address)
             ray.init(
                 address=address or "local", log_to_driver=False, logging_level=logging.ERROR, runtime_env=inherited(),
                 **({} if address else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}),

@@ -34,18 +34,19 @@ class Replica:
     def check_lengths(self, prompts: list[Prompt], sampling: Sampling) -> None:
         self._sampler.check_lengths(prompts, sampling)
 
-    def take(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-        """The policy's weights; returns the checksums of what arrived."""
-        copy_weights(tensors, weights_of(self.policy))
-        return weight_checksums(weights_of(self.policy))
+    def sync(self, tensors: Mapping[str, torch.Tensor], version: int, step: int) -> tuple[dict[str, str], Receipt]:
+        """Take the policy's weights, and sync the sampler with them.
 
-    def sync(self, version: int, step: int) -> Receipt:
-        """Of the sampler here with the policy here; also where it fails, for whoever asked to judge."""
+        Returns:
+            checksums of what arrived; the sampler's receipt, also where it fails, for whoever asked to judge.
+        """
+        copy_weights(tensors, weights_of(self.policy))
         with self._precision():
             try:
-                return self._sampler.sync(self.policy, version, step=step)
+                receipt = self._sampler.sync(self.policy, version, step=step)
             except SyncError as error:
-                return error.receipt
+                receipt = error.receipt
+        return weight_checksums(weights_of(self.policy)), receipt
 
     def restore(self, tensors: Mapping[str, torch.Tensor], version: int) -> None:
         with self._precision():
@@ -55,9 +56,10 @@ class Replica:
         """The groups, and the seconds that they took."""
         return self._generated(self._sampler, request)
 
-    def enter(self) -> None:
-        """From here on `evaluate` answers with the policy that was taken."""
+    def enter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """From here on `evaluate` answers with these weights of the policy."""
         self.leave()
+        copy_weights(tensors, weights_of(self.policy))
         with self._precision():
             self._fresh = self._evaluation.enter_context(self._sampler.fresh(self.policy))
 

@@ -8,6 +8,7 @@ what the old one owed: that gives the same completions.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -87,11 +88,12 @@ class Replicas:
         """Send the weights to every sampler; the receipt is the worst of theirs, which it holds as `samplers`."""
         self._settle()
         source = weights_of(policy)
+        sent, shipped = weight_checksums(source), _shipped(source)
+        answers = self._all("sync", shipped, version, step, what="the receipts of a sync")
+        arrived, receipts = zip(*answers, strict=True)
+        # Only now: a sampler that was replaced meanwhile began with the weights of before, as the others did.
         tensors, delta_norm = copy_weights(source, self.weights.tensors())
         self.version = version
-        sent, shipped = weight_checksums(source), _shipped(source)
-        arrived = self._all("take", shipped, what="the weights of a sync")
-        receipts = self._all("sync", version, step, what="the receipts of a sync")
         lost = next((held for held in arrived if held != sent), {})
         bad = next((receipt for receipt in receipts if receipt.sampler_digest != receipt.digest), None)
         digest, held = summary(sent), summary(lost) if lost else bad.sampler_digest if bad else summary(sent)
@@ -127,7 +129,12 @@ class Replicas:
         self._all("leave", what="the end of an evaluation")
 
     def check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        self._value(0, lambda: self._ask(0, "check_lengths", list(prompts), sampling), "the check of the prompts")
+        ask = partial(self._ask, 0, "check_lengths", list(prompts), sampling)
+        self._value(0, ask(), ask, "the check of the prompts")
+
+    def close(self) -> None:
+        """End all of the run's actors, trainers too."""
+        self._cluster.close()
 
     def evaluate(self, request: Request) -> list[Group]:
         """Inside `fresh`."""
@@ -146,8 +153,7 @@ class Replicas:
 
     def _enter(self, index: int) -> None:
         assert self._evaluated is not None
-        self._ask(index, "take", self._evaluated[0])
-        self._ask(index, "enter")
+        self._ask(index, "enter", self._evaluated[0])
 
     def _draw(self, request: Request) -> Shares:
         return self._share(request, "generate")
@@ -163,7 +169,8 @@ class Replicas:
         """All groups, in the order of the prompts, and the seconds of the sampler that took longest."""
         for index in shares.answers:
             if index not in shares.found:
-                shares.found[index] = self._value(index, lambda index=index: shares.answers[index], what)
+                again = partial(shares.answers.__getitem__, index)
+                shares.found[index] = self._value(index, again(), again, what)
         found = [shares.found[index] for index in sorted(shares.found)]
         return [group for groups, _ in found for group in groups], max(seconds for _, seconds in found)
 
@@ -174,27 +181,20 @@ class Replicas:
 
     def _all(self, method: str, *arguments: Any, what: str) -> list[Any]:
         answers = [self._ask(index, method, *arguments) for index in range(len(self.actors))]
-        found = []
-        for index in range(len(self.actors)):
-            calls = iter([answers[index]])
-            found.append(
-                self._value(
-                    index, lambda calls=calls, index=index: next(calls, None) or self._ask(index, method, *arguments),
-                    what,
-                )
-            )  # fmt: skip
-        return found
+        again = [partial(self._ask, index, method, *arguments) for index in range(len(self.actors))]
+        return [self._value(index, answer, again[index], what) for index, answer in enumerate(answers)]
 
-    def _value(self, index: int, answer: Callable[[], Any], what: str) -> Any:
-        """What comes of `answer()`, which is another one once the sampler was replaced."""
+    def _value(self, index: int, answer: Any, again: Callable[[], Any], what: str) -> Any:
+        """What comes of an answer, or of `again()` once the sampler was replaced."""
         for attempt in range(ATTEMPTS):
             try:
-                return self._cluster.value(answer(), what)
+                return self._cluster.value(answer, what)
             except ActorFailed as error:
                 self.incidents.append(f"sampler {index}: {error}")
                 if attempt + 1 == ATTEMPTS:
                     raise
                 self._replace(index)
+                answer = again()
         raise AssertionError("the last attempt raises")
 
     def _replace(self, index: int) -> None:
