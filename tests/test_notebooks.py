@@ -27,6 +27,7 @@ PARAMETERS = {
     },
     "09_training_dynamics.ipynb": {"problems": 8, "samples": 2, "num_threads": 1},
     "10_one_gpu.ipynb": SMALL | {"sync_interval": 1},
+    "11_full_run.ipynb": SMALL | {"trainers": 1, "samplers": 1, "kill_at": None},
     "12_scorecard.ipynb": {"problems": 8},
 }
 

@@ -20,10 +20,13 @@ class ActorFailed(RuntimeError):
 
 
 class Cluster:
-    """Args:
+    """Where the actors of a run live.
+
+    Args:
         address: of a cluster that exists, as `ray.init` takes it; "auto" finds this machine's. None = one for this
             process alone, on this machine.
-        cpus, gpus: what all of the run's actors need. On a machine of one's own, CPUs are not counted.
+        cpus, gpus: what all of the run's actors need. CPUs are counted on a cluster that others may use too, not
+            without an address.
         deadline: seconds after which an actor that does not answer counts as dead.
 
     Raises:
@@ -40,14 +43,15 @@ class Cluster:
                 "a run on several processes needs Ray, which is not installed: pip install -e '.[scale]'"
             ) from error
         self.deadline, self._actors = deadline, []
+        self._cpus = int(address is not None)  # of each actor
         if address is not None:
             require_answer(address)
         if not ray.is_initialized():
             ray.init(
                 address=address or "local", log_to_driver=False, logging_level=logging.ERROR, runtime_env=inherited(),
-                **({} if address else {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}),
+                include_dashboard=None if address else False,
             )  # fmt: skip
-        self._require({"CPU": cpus, "GPU": gpus})
+        self._require({"GPU": gpus} | ({"CPU": cpus} if address else {}))
         weakref.finalize(self, _end, self._actors)
 
     def _require(self, needed: Mapping[str, int]) -> None:
@@ -57,23 +61,20 @@ class Cluster:
         last = time.monotonic() + CONNECT_S
         while any((free := ray.available_resources()).get(kind, 0) < count for kind, count in needed.items()):
             if time.monotonic() > last:
-                missing = ", ".join(f"{n} {kind}s and {free.get(kind, 0):g} are free" for kind, n in needed.items())
+                missing = ", ".join(f"{count} {kind}s, {free.get(kind, 0):g} free" for kind, count in needed.items())
                 raise RuntimeError(
-                    f"not enough room on the cluster: the run needs {missing}, of {_sum(ray.cluster_resources())} in "
-                    "all. Ask for fewer trainers or samplers, end what else runs there, or add nodes (ray start "
-                    "--address=HEAD)"
+                    f"not enough room on the cluster: the run needs {missing} of {_sum(ray.cluster_resources())} in "
+                    "all. Ask for fewer trainers or samplers; end what else runs there (ray.shutdown() ends the runs "
+                    "of this process); or add nodes (ray start --address=HEAD)"
                 )
             time.sleep(0.2)
 
     def start(self, kind: Callable[..., Any], *arguments: Any, gpus: int) -> Any:
-        """An actor with one CPU and so many GPUs, which must run what this process runs.
-
-        Raises:
-            RuntimeError: if its machine has other versions.
-        """
+        """An actor with so many GPUs."""
         import ray
 
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(kind).remote(*arguments)
+        options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        actor = ray.remote(**options)(kind).remote(*arguments)
         self._actors.append(actor)
         return actor
 

@@ -1,6 +1,7 @@
 """A run whose trainer ranks and samplers are processes of their own, on this machine or on a cluster."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,14 @@ def launch(
     gpus = trainers + samplers if device != "cpu" else 0
     cluster = Cluster(address, cpus=trainers + samplers, gpus=gpus, deadline=deadline)
     here = replace(config, device="cpu")
-    try:
+    with ExitStack() as on_failure:
+        on_failure.callback(cluster.close)  # or its actors would stay until the exception is forgotten
         run = Run(
             here, task=task, objective=objective, sync=sync, ref_sync=ref_sync, ref_mixup_alpha=ref_mixup_alpha,
             ref_start=ref_start, out_dir=out_dir, trainer=_Trainers(cluster, trainers, device),
             sampler=_Samplers(sampler, cluster, samplers, device, here, depth, ahead),
         )  # fmt: skip
-    except BaseException:
-        cluster.close()  # or its actors would stay until this exception is forgotten
-        raise
+        on_failure.pop_all()
     run.log.event("launch", step=run.step, trainers=trainers, samplers=samplers, device=device)
     return run
 

@@ -1,6 +1,7 @@
 """The trainer of a run whose ranks are actors: to the run it is one."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -99,11 +100,14 @@ class Ranks:
 
         shared = [ray.put(argument) for argument in arguments]
         answers = [getattr(actor, method).remote(*shared) for actor in self.actors]
-        try:
-            return self._cluster.values(answers, f"`{method}` of {len(self.actors)} trainer ranks")
-        except ActorFailed as error:
-            self._cluster.close()
-            raise ActorFailed(
-                f"{error}. The ranks hold a shard each, so none can go on without the others: make the run again, with "
-                "any number of trainers, to go on from its last checkpoint"
-            ) from error
+        with ExitStack() as on_failure:
+            on_failure.callback(self._cluster.close)
+            try:
+                found = self._cluster.values(answers, f"`{method}` of {len(self.actors)} trainer ranks")
+            except ActorFailed as error:
+                raise ActorFailed(
+                    f"{error}. The ranks hold a shard each, so none can go on without the others: make the run again, "
+                    "with any number of trainers, to go on from its last checkpoint"
+                ) from error
+            on_failure.pop_all()
+        return found

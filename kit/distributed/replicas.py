@@ -94,19 +94,18 @@ class Replicas:
         # Only now: a sampler that was replaced meanwhile began with the weights of before, as the others did.
         tensors, delta_norm = copy_weights(source, self.weights.tensors())
         self.version = version
-        lost = next((held for held in arrived if held != sent), {})
-        bad = next((receipt for receipt in receipts if receipt.sampler_digest != receipt.digest), None)
-        digest, held = summary(sent), summary(lost) if lost else bad.sampler_digest if bad else summary(sent)
+        lost = next((held for held in arrived if held != sent), None)
         receipt = Receipt(
-            step, version, tensors, delta_norm, digest, held,
-            max(receipt.probe_parity for receipt in receipts), min(receipt.probe_moved for receipt in receipts),
-            prefix_cache_reset=all(receipt.prefix_cache_reset for receipt in receipts),
-            seconds=max(receipt.seconds for receipt in receipts),
-            probe_tolerance=max(receipt.probe_tolerance for receipt in receipts),
-            differing=tuple(differing(sent, lost)[:5]) if lost else bad.differing if bad else (),
-            samplers=tuple(receipts),
+            step, version, tensors, delta_norm, summary(sent), summary(sent if lost is None else lost),
+            max(each.probe_parity for each in receipts), min(each.probe_moved for each in receipts),
+            prefix_cache_reset=all(each.prefix_cache_reset for each in receipts),
+            seconds=max(each.seconds for each in receipts),
+            probe_tolerance=max(each.probe_tolerance for each in receipts),
+            differing=() if lost is None else tuple(differing(sent, lost)[:5]),
+            samplers=receipts,
         )  # fmt: skip
-        receipt.check()
+        for each in (receipt, *receipts):
+            each.check()
         return receipt
 
     def restore(self, tensors: Mapping[str, Tensor], version: int) -> None:
@@ -120,9 +119,8 @@ class Replicas:
     def fresh(self, policy: PreTrainedModel) -> Iterator[Sampler]:
         """Samples from the policy as it is now, by all samplers."""
         self._evaluated = _shipped(weights_of(policy)), []
-        for index in range(len(self.actors)):
-            self._enter(index)
         try:
+            self._all("enter", self._evaluated[0], what="the start of an evaluation")
             yield _Fresh(self)
         finally:
             self._evaluated = None
@@ -150,10 +148,6 @@ class Replicas:
 
     def _ask(self, index: int, method: str, *arguments: Any) -> Any:
         return getattr(self.actors[index], method).remote(*arguments)
-
-    def _enter(self, index: int) -> None:
-        assert self._evaluated is not None
-        self._ask(index, "enter", self._evaluated[0])
 
     def _draw(self, request: Request) -> Shares:
         return self._share(request, "generate")
@@ -205,7 +199,7 @@ class Replicas:
         for drawn in self._drawn.queue:
             self._again(index, drawn.answer, "generate")
         if self._evaluated:
-            self._enter(index)
+            self._ask(index, "enter", self._evaluated[0])
             for shares in self._evaluated[1]:
                 self._again(index, shares, "evaluate")
 

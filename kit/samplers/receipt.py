@@ -12,6 +12,9 @@ class SyncError(RuntimeError):
         super().__init__(message)
         self.receipt = receipt
 
+    def __reduce__(self) -> "tuple[type[SyncError], tuple[str, Receipt]]":
+        return SyncError, (str(self), self.receipt)  # so that it can come from another process
+
 
 @dataclass(frozen=True)
 class Receipt:
