@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CONNECT_S = 10.0
+START_S = 600.0  # for a process to start and to load the model, wherever its files come from
 PACKAGES = ("torch", "transformers", "ray")
 
 
@@ -27,7 +28,7 @@ class Cluster:
             process alone, on this machine.
         cpus, gpus: what all of the run's actors need. CPUs are counted on a cluster that others may use too, not
             without an address.
-        deadline: seconds after which an actor that does not answer counts as dead.
+        deadline: seconds after which an actor that does not answer counts as dead, once it has started.
 
     Raises:
         ImportError: if Ray is not installed, with the command that installs it.

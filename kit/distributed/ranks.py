@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from kit.checkpoint import Tensors
 from kit.config import RunConfig
-from kit.distributed.cluster import ActorFailed, Cluster, require_same_versions
+from kit.distributed.cluster import START_S, ActorFailed, Cluster, require_same_versions
 from kit.distributed.rank import Rank
 from kit.learner import Logprobs
 from kit.models.weights import copy_weights, weights_of
@@ -43,12 +43,12 @@ class Ranks:
         self.ref_version = 0 if make_reference else None
         gpus = int(device != "cpu")
         self.actors = [cluster.start(Rank, rank, count, gpus=gpus) for rank in range(count)]
-        for rank, found in enumerate(self._all("versions")):
+        for rank, found in enumerate(self._all("versions", deadline=START_S)):
             require_same_versions(found, f"the machine of trainer rank {rank}")
         meeting_point = cluster.value(self.actors[0].meeting_point.remote(), "the meeting point of the trainer ranks")
         self._all("join", meeting_point, cluster.deadline)
         self._device = device
-        self._all("build", self._theirs(config), objective, make_reference)
+        self._all("build", self._theirs(config), objective, make_reference, deadline=START_S)
 
     def change(self, config: RunConfig, objective: Objective) -> None:
         self._call("change", self._theirs(config), objective)
@@ -94,7 +94,7 @@ class Ranks:
     def _call(self, method: str, *arguments: Any) -> Any:
         return self._all("call", method, *arguments)[0]
 
-    def _all(self, method: str, *arguments: Any) -> list[Any]:
+    def _all(self, method: str, *arguments: Any, deadline: float | None = None) -> list[Any]:
         """Every rank's answer. If one fails the others wait for it in vain: all are ended."""
         import ray
 
@@ -103,7 +103,7 @@ class Ranks:
         with ExitStack() as on_failure:
             on_failure.callback(self._cluster.close)
             try:
-                found = self._cluster.values(answers, f"`{method}` of {len(self.actors)} trainer ranks")
+                found = self._cluster.values(answers, f"`{method}` of {len(self.actors)} trainer ranks", deadline)
             except ActorFailed as error:
                 raise ActorFailed(
                     f"{error}. The ranks hold a shard each, so none can go on without the others: make the run again, "

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kit.config import RunConfig, Sampling
-from kit.distributed.cluster import ActorFailed, Cluster, require_same_versions
+from kit.distributed.cluster import START_S, ActorFailed, Cluster, require_same_versions
 from kit.distributed.replica import Replica
 from kit.models.weights import copy_weights, snapshot, weights_of
 from kit.samplers import Receipt, Request, Sampler, SamplerFactory, Upcoming
@@ -68,8 +68,7 @@ class Replicas:
         self._drawn = DrawnAhead(self._draw, depth=depth, ahead=ahead)
         self._evaluated: tuple[Any, list[Shares]] | None = None  # weights of an evaluation, what is drawn with them
         self.actors = [self._start() for _ in range(count)]
-        for index, found in enumerate(cluster.values([a.versions.remote() for a in self.actors], "the samplers")):
-            require_same_versions(found, f"the machine of sampler {index}")
+        self._ready(range(count))
 
     def expect(self, batches: Iterable[Upcoming]) -> None:
         self._drawn.expect(batches)
@@ -146,6 +145,12 @@ class Replicas:
     def _start(self) -> Any:
         return self._cluster.start(Replica, *self._arguments, gpus=self._gpus)
 
+    def _ready(self, numbers: Sequence[int]) -> None:
+        """Wait until these samplers have started."""
+        answers = [self._ask(index, "versions") for index in numbers]
+        for index, found in zip(numbers, self._cluster.values(answers, "a sampler's start", START_S), strict=True):
+            require_same_versions(found, f"the machine of sampler {index}")
+
     def _ask(self, index: int, method: str, *arguments: Any) -> Any:
         return getattr(self.actors[index], method).remote(*arguments)
 
@@ -195,6 +200,7 @@ class Replicas:
         """A new actor with the weights of the others, which draws what the old one owed, in its order."""
         self._cluster.end(self.actors[index])
         self.actors[index] = self._start()
+        self._ready([index])
         self._ask(index, "restore", _shipped(self.weights.tensors()), self.version)
         for drawn in self._drawn.queue:
             self._again(index, drawn.answer, "generate")
