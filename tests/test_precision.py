@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedModel
 
 from kit.config import Lora, Sampling
-from kit.models.policy import load_policy, recomputing, score
+from kit.models.policy import load_policy, precision, recomputing, score
 from kit.models.weights import snapshot, weights_of
 from kit.objectives import GRPO
 from kit.run import Run
@@ -154,24 +154,24 @@ def test_bfloat16_trains_float32_weights_with_float32_logprobs_and_learns(
     assert all(after < before for before, after in pairwise(losses)) and losses[-1] < 0.6
     assert {tensor.dtype for tensor in weights_of(run.policy).values()} == {torch.float32}
     assert not any(torch.equal(before[name], tensor) for name, tensor in weights_of(run.policy).items())
-    with run.training._precision(), torch.no_grad():
+    with precision(run.policy, bf16=True), torch.no_grad():
         scores = score(run.policy, ROLLOUTS)
         hidden = run.policy.get_decoder()(input_ids=torch.tensor([[3, 4]]), use_cache=False).last_hidden_state
     assert scores.logprobs.dtype == scores.entropy.dtype == torch.float32
     layer = run.policy.get_submodule("model.layers.0.mlp.up_proj")
-    with run.training._precision():
+    with precision(run.policy, bf16=True):
         assert layer(hidden).dtype == (torch.bfloat16 if lora is None else hidden.dtype)
 
 
 def test_under_autocast_a_pass_after_an_update_uses_the_new_weights(tiny_folder: Path, tmp_path: Path) -> None:
     run = bf16_run(tiny_folder, tmp_path, max_steps=1)
-    with run.training._precision(), torch.no_grad():
+    with precision(run.policy, bf16=True), torch.no_grad():
         score(run.policy, ROLLOUTS)  # would leave its rounded weights in a cache, were there one
         old = score(run.policy, ROLLOUTS).logprobs
         for tensor in {t.data_ptr(): t for t in weights_of(run.policy).values()}.values():
             tensor.mul_(1.1)
         new = score(run.policy, ROLLOUTS).logprobs
-    with run.training._precision(), torch.no_grad():
+    with precision(run.policy, bf16=True), torch.no_grad():
         assert torch.equal(new, score(run.policy, ROLLOUTS).logprobs) and not torch.equal(new, old)
 
 
