@@ -62,11 +62,24 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
                 for part in [f"time/{part}" for part in PARTS] + ["busy/sampler"]:
                     if part in records[0]:
                         found.append(Row(f"    {part}", "s/step", (statistics.mean(r[part] for r in records),)))
+                if "busy/sampler" in records[0]:
+                    found.append(Row("    kit.latency says", "s/step", (computed(records, interval, arguments.depth),)))
             found.append(ratios(f"s={interval or 'never'}: blocking / overlapped", *(times[name] for name in names)))
         for run in runs.values():
             if isinstance(run.sampler, Overlapped):
                 run.sampler.close()
         return found
+
+
+def computed(records: list[dict[str, float]], interval: int, depth: int) -> float:
+    """What the latency model makes of an overlapped run's own parts, per step of a long run."""
+    from kit.latency import Parts, elapsed
+
+    mean = {part: statistics.mean(r[part] for r in records) for part in ("time/sync", "time/generate", "busy/sampler")}
+    whole = statistics.mean(sum(v for name, v in r.items() if name.startswith("time/")) for r in records)
+    train = whole - mean["time/sync"] - mean["time/generate"]  # scoring and selecting too
+    parts = Parts(mean["busy/sampler"], train, mean["time/sync"] * (interval or 0))
+    return elapsed(parts, 1000, interval or None, depth=depth).seconds / 1000
 
 
 if __name__ == "__main__":
