@@ -85,7 +85,7 @@ METRICS = {
     "eval/rewards/*/mean": "mean of one reward or pointwise judging function over those samples",
     "task/*/*": "in runs of several tasks: the metric named after the task, over its completions alone",
     "time/*": "seconds of wall-clock in this step",
-    "busy/sampler": "seconds that a sampler in another process took for this step's completions",
+    "busy/sampler": "seconds that a sampler elsewhere (the slowest of several) took for this step's completions",
     "memory/peak": "bytes, so far in this process: resident on a CPU, allocated by torch on a GPU",
 }
 

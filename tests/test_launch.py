@@ -1,5 +1,6 @@
 """Runs on several processes of this machine: what one process computes, whatever dies."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from kit.models.weights import digest, weights_of
 from kit.objectives import DPO, GRPO
 from kit.run import Run
 from kit.runlog import read_jsonl
+from kit.samplers import SyncError
 from kit.sync import Every
 from tests.conftest import TinyTask, happened, tiny_run, untimed
 
@@ -125,6 +127,20 @@ def test_the_run_is_that_of_one_process(
     assert all(each["sampler_digest"] == r["digest"] for r in receipts for each in r["samplers"])
     assert digest(weights_of(run.policy)) == digest(ranks_of(run).parts()["policy"])  # `finish` ends with a checkpoint
     assert happened(run.log.path) == ["start", "launch"]
+
+
+def without_its_last_bit(sampler: Any) -> None:
+    """From now on this sampler gets one number of one tensor wrong after every copy, and its own receipt says so."""
+    sync = sampler._sampler.sync
+    sampler._sampler.sync = lambda *given, **named: dataclasses.replace(sync(*given, **named), sampler_digest="0" * 16)
+
+
+def test_a_sync_that_does_not_reach_one_sampler_stops_the_run(launched: Callable[..., Run], tmp_path: Path) -> None:
+    run = launched(tmp_path / "run", trainers=1)
+    replicas_of(run).actors[1].__ray_call__.remote(without_its_last_bit)
+    with pytest.raises(SyncError, match="the sampler's to 0000000000000000"):
+        run.finish()
+    assert run.step == 3 and happened(tmp_path / "run") == ["start", "launch", "error"]
 
 
 def test_samplers_that_die_or_stall_are_replaced_and_nothing_changes(

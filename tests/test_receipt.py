@@ -1,5 +1,6 @@
 """A receipt passes only if the weights arrived and the sampler computes with them."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -44,3 +45,10 @@ def test_a_good_receipt_passes(receipt: Receipt) -> None:
 def test_a_failed_receipt_says_where_and_why(receipt: Receipt, reason: str) -> None:
     with pytest.raises(SyncError, match=rf"sync before step 20 \(version 20\) did not reach the sampler: .*{reason}"):
         receipt.check()
+
+
+def test_an_error_of_a_sampler_in_another_process_arrives_whole() -> None:
+    with pytest.raises(SyncError) as caught:
+        replace(GOOD, sampler_digest="bb").check()
+    arrived = pickle.loads(pickle.dumps(caught.value))
+    assert (str(arrived), arrived.receipt) == (str(caught.value), caught.value.receipt)
