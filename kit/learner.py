@@ -116,7 +116,7 @@ class Learner:
             pairs = ((logprobs, _old_logprobs(rollouts).to(logprobs)) for rollouts, logprobs, _ in self.before)
             metrics |= offpolicy_metrics(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
         total_loss = 0.0
-        for done in passes:
+        for done in passes:  # sum() would round otherwise from Python 3.12 on
             total_loss += done.loss
         found = {"loss": total_loss, "grad_norm": self._clip_gradient(), "learning_rate": learning_rate}
         if not (math.isfinite(total_loss) and math.isfinite(found["grad_norm"])):

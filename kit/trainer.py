@@ -55,11 +55,11 @@ class Trainer(Protocol):
         ...
 
     def parts(self) -> Mapping[str, Tensors]:
-        """Weights and moments, as a checkpoint holds them."""
+        """Weights and moments, as a checkpoint holds them; brings the policy up to date, as `pull` does."""
         ...
 
     def load(self, parts: Mapping[str, Tensors], ref_version: int) -> None:
-        """Take up what `parts` gave."""
+        """Take up what `parts` gave, the policy here too."""
         ...
 
     def peak_memory(self) -> int:

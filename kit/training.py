@@ -184,7 +184,6 @@ class Training:
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint. Randomness needs no state: every draw derives from (seed, step)."""
-        self.trainer.pull()
         parts = {**self.trainer.parts(), "sampler": self.sampler.weights.tensors()}
         position = Position(self.step, self.sampler.version, self.trainer.ref_version or 0, self.drift)
         return save_checkpoint(folder, position, parts, keep=self.settings.config.save_total_limit)
@@ -197,7 +196,6 @@ class Training:
         """
         position, parts = load_checkpoint(checkpoint)
         self.trainer.load(parts, position.ref_version)
-        self.trainer.pull()
         self.sampler.restore(parts["sampler"], position.sampler_version)
         self.step = position.step
         self.drift = Drift(*position.drift) if position.drift else None

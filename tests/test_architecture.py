@@ -18,7 +18,7 @@ LAYERS = {
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
     "rollouts toy preferences winrate ranking selection progress printable differences latency team",
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
-    "export costs memory timing settings controls fork trainer",
+    "export costs memory timing settings controls fork trainer ray_address",
     3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
     4: "report plots gap_plots output compare dashboard microscope trl_callback exercises cli",
 }

@@ -12,11 +12,12 @@ import ray
 
 from kit.config import Lora, RunConfig, Sampling
 from kit.distributed import ActorFailed, launch
-from kit.distributed.cluster import Cluster, inherited, require_same_versions, versions
+from kit.distributed.cluster import Cluster, require_same_versions, versions
 from kit.distributed.ranks import Ranks
 from kit.distributed.replicas import Replicas
 from kit.models.weights import digest, weights_of
 from kit.objectives import DPO, GRPO
+from kit.ray_address import inherited
 from kit.run import Run
 from kit.runlog import read_jsonl
 from kit.samplers import SyncError
@@ -198,7 +199,7 @@ def test_what_cannot_run_on_several_processes_is_refused(launched: Callable[...,
 
 
 def test_without_room_it_says_what_is_missing(launched: Callable[..., Run], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kit.distributed.cluster.CONNECT_S", 0.0)
+    monkeypatch.setattr("kit.distributed.cluster.ROOM_S", 0.0)
     with pytest.raises(RuntimeError, match=r"needs 22 GPUs, \d+ free of 16 CPUs and"):
         launched(tmp_path / "run", trainers=20, device="cuda")
 

@@ -1,17 +1,16 @@
 """Actors of a Ray cluster for one run: started where there is room, waited for with a deadline, and ended together."""
 
 import logging
-import os
 import platform
-import socket
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-CONNECT_S = 10.0
+from kit.ray_address import inherited, require_answer
+
+ROOM_S = 10.0  # for what just ended to give its room back
 START_S = 600.0  # for a process to start and to load the model, wherever its files come from
 PACKAGES = ("torch", "transformers", "ray")
 
@@ -59,7 +58,7 @@ class Cluster:
         """Room may still be held by a run that just ended, so it is waited for, a little."""
         import ray
 
-        last = time.monotonic() + CONNECT_S
+        last = time.monotonic() + ROOM_S
         while any((free := ray.available_resources()).get(kind, 0) < count for kind, count in needed.items()):
             if time.monotonic() > last:
                 missing = ", ".join(f"{count} {kind}s, {free.get(kind, 0):g} free" for kind, count in needed.items())
@@ -97,18 +96,19 @@ class Cluster:
 
         seconds = self.deadline if deadline is None else deadline
         pending, last = list(answers), time.monotonic() + seconds
+        found: dict[Any, Any] = {}
         while pending:
             done, pending = ray.wait(pending, timeout=max(0.0, last - time.monotonic()))
             if not done:
                 raise ActorFailed(f"{what} was waited for, and did not come within {seconds:g} s")
             try:
-                ray.get(done)
+                found |= zip(done, ray.get(done), strict=True)
             except RayTaskError as error:
                 raise error.cause from error
             except RayError as error:
                 first = str(error).strip().splitlines()[0]
                 raise ActorFailed(f"{what} was waited for, and its process died: {first}") from error
-        return ray.get(list(answers))
+        return [found[answer] for answer in answers]
 
     def close(self) -> None:
         """End all actors."""
@@ -143,22 +143,3 @@ def require_same_versions(found: Mapping[str, str], whose: str) -> None:
             f"{whose} has other versions than this process: {'; '.join(odd)}. Install the same on every machine "
             "(constraints.txt)"
         )
-
-
-def require_answer(address: str) -> None:
-    """Raises ConnectionError if nothing answers at an address of a host and a port. Ray would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in address:  # auto, local, or ray://
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"expected a Ray cluster's head at {address}, came {error}: start one (ray start --head) or correct this"
-        ) from error
-
-
-def inherited() -> dict[str, Any]:
-    """Where a worker finds the kit, if it is not installed but lies in the folder that Python was started in."""
-    places = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, places))}}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from kit.runlog import as_json
 from kit.samplers import SamplerFactory, TransformersSampler
 from kit.sync import Schedule
 from kit.tasks.task import Portion, Task
-from kit.trainer import MakeReference
 
 
 def launch(
@@ -60,7 +60,8 @@ def launch(
         on_failure.callback(cluster.close)  # or its actors would stay until the exception is forgotten
         run = Run(
             here, task=task, objective=objective, sync=sync, ref_sync=ref_sync, ref_mixup_alpha=ref_mixup_alpha,
-            ref_start=ref_start, out_dir=out_dir, trainer=_Trainers(cluster, trainers, device),
+            ref_start=ref_start, out_dir=out_dir,
+            trainer=partial(Ranks, cluster=cluster, count=trainers, device=device),
             sampler=_Samplers(sampler, cluster, samplers, device, here, depth, ahead),
         )  # fmt: skip
         on_failure.pop_all()
@@ -87,22 +88,6 @@ def _check(config: RunConfig, *, trainers: int, samplers: int, deadline: float) 
                 f"{name}={getattr(config, name)!r} works in one process only: leave it at its default, or make a "
                 "`kit.run.Run`"
             )
-
-
-@dataclass(frozen=True)
-class _Trainers:
-    """A TrainerFactory."""
-
-    cluster: Cluster
-    count: int
-    device: str
-
-    def __call__(
-        self, policy: PreTrainedModel, objective: Objective, make_reference: MakeReference | None, config: RunConfig
-    ) -> Ranks:
-        return Ranks(
-            policy, objective, make_reference, config, cluster=self.cluster, count=self.count, device=self.device
-        )
 
 
 @dataclass(frozen=True)

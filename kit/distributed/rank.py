@@ -1,7 +1,7 @@
 """A trainer rank: one of several processes that hold a shard each of the policy, and share every step's examples."""
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from kit.checkpoint import Tensors
 from kit.config import RunConfig
 from kit.distributed.cluster import versions
 from kit.learner import Learner
@@ -102,9 +101,6 @@ class Rank:
             if part in names or not names
         }
         return found if self.rank == 0 else None
-
-    def load(self, parts: Mapping[str, Tensors], ref_version: int) -> None:
-        self.learner.load(parts, ref_version)
 
     def peak_memory(self) -> int:
         return self.learner.peak_memory()

@@ -77,12 +77,16 @@ class Ranks:
             self._is_current = True
 
     def parts(self) -> Mapping[str, Tensors]:
-        return self._all("parts")[0]
+        parts = self._all("parts")[0]
+        copy_weights(parts["policy"], weights_of(self._policy))
+        self._is_current = True
+        return parts
 
     def load(self, parts: Mapping[str, Tensors], ref_version: int) -> None:
-        self._all("load", {name: dict(parts[name]) for name in parts if name != "sampler"}, ref_version)
+        self._call("load", {name: tensors for name, tensors in parts.items() if name != "sampler"}, ref_version)
         self.ref_version = None if self.ref_version is None else ref_version
-        self._is_current = False
+        copy_weights(parts["policy"], weights_of(self._policy))
+        self._is_current = True
 
     def peak_memory(self) -> int:
         """Of the rank that needed most."""

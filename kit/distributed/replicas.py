@@ -233,4 +233,4 @@ def _shipped(tensors: Mapping[str, Tensor]) -> Any:
     """In the object store, once for all who read it."""
     import ray
 
-    return ray.put({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()})
+    return ray.put({name: tensor.detach().cpu() for name, tensor in tensors.items()})

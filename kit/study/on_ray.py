@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from kit.distributed.cluster import inherited, require_answer
+from kit.ray_address import inherited, require_answer
 from kit.study.execute import Job
 from kit.study.local import Subprocess, environment_of
 
