@@ -1,5 +1,6 @@
 """What holds for every test: no network, one thread; tests marked `gpu` are skipped where there is none."""
 
+import gc
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import is_hypothesis_test
 
 # Set before any library is imported; processes that a test starts inherit it.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -47,6 +49,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def _garbage_first(request: pytest.FixtureRequest) -> None:
+    """Hypothesis takes a change of `random` while it generates for a fault of the strategy, and beartype draws from
+    `random` to check a list: what earlier tests left to be finalized (a pool ends its list of workers) goes before."""
+    if is_hypothesis_test(getattr(request, "function", None)):
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
