@@ -35,6 +35,7 @@ class Costs:
         syncs: copies of the policy into the sampler.
         flops: estimated, of generating and training; evaluations left out.
         peak_memory: bytes; see `peak_memory`.
+        sync_bytes: that these copies moved, to all samplers.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Costs:
     syncs: int = 0
     flops: float | None = None
     peak_memory: int | None = None
+    sync_bytes: int | None = None
 
     @staticmethod
     def read(run_dir: str | Path) -> "Costs":
@@ -65,6 +67,7 @@ class Costs:
         end = spent(records)
         tokens = int(end["tokens"])
         trained = [record["num_trained_tokens"] for record in records if "num_trained_tokens" in record]
+        copies = [receipt.get("bytes") for receipt in read_jsonl(path / "receipts.jsonl")]
         peaks = [record["memory/peak"] for record in records if "memory/peak" in record]
         weights = next((event["weights"] for event in events if "weights" in event), None)
         return Costs(
@@ -75,6 +78,7 @@ class Costs:
             int(end["syncs"]),
             None if weights is None or not trained else _flops(path, weights, tokens, sum(trained)),
             max(peaks, default=None),
+            None if None in copies else sum(copies),
         )
 
     @property

@@ -88,3 +88,5 @@ def test_a_real_run_tells_its_costs(start: Callable[..., Run], tmp_path: Path) -
     assert found.flops is not None and found.flops > 2 * found.tokens * weight_counts(run.policy)["multiplied"]
     assert found.peak_memory is not None and found.peak_memory <= peak_memory(torch.device("cpu"))
     assert {"generate", "train", "eval"} <= set(found.seconds)
+    weights = 4 * sum(parameter.numel() for parameter in run.policy.parameters())  # float32, each once
+    assert found.syncs > 0 and found.sync_bytes == found.syncs * weights

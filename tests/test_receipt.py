@@ -9,7 +9,7 @@ from kit.samplers import Receipt, SyncError
 
 GOOD = Receipt(
     step=20, version=20, tensors=12, delta_norm=0.5, digest="aa", sampler_digest="aa", probe_parity=0.0,
-    probe_moved=0.01, prefix_cache_reset=True, seconds=0.1,
+    probe_moved=0.01, prefix_cache_reset=True, seconds=0.1, bytes=48,
 )  # fmt: skip
 
 

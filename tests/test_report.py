@@ -103,10 +103,12 @@ def test_costs_outlive_the_run_directories(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     runs = {"a": {3: run, 4: tmp_path / "runs" / "a_seed4"}, "b": {3: tmp_path / "runs" / "b_seed3"}}
     first = study_costs(tmp_path, runs)
-    assert first["a"][3] == Costs({"train": 1.25, "eval": 60.0}, 8, 2500, 2000, 0, None, 3 * 10**9) and first["b"] == {}
+    assert (
+        first["a"][3] == Costs({"train": 1.25, "eval": 60.0}, 8, 2500, 2000, 0, None, 3 * 10**9, 0) and first["b"] == {}
+    )
     (run / "config.json").unlink()
     assert costs_table(study_costs(tmp_path, runs)).splitlines()[2] == (
-        "| a | 1 | 1 | 0 / 1 / 60 | 8 | 2.50 k | 2.00 k | – | 3.00 GB |"
+        "| a | 1 | 1 | 0 / 1 / 60 | 8 | 2.50 k | 2.00 k | – | 3.00 GB | 0 B |"
     )
     (tmp_path / "costs.csv").unlink()
     assert "not known" in costs_table(study_costs(tmp_path, runs))

@@ -99,6 +99,7 @@ class Replicas:
             max(each.probe_parity for each in receipts), min(each.probe_moved for each in receipts),
             prefix_cache_reset=all(each.prefix_cache_reset for each in receipts),
             seconds=max(each.seconds for each in receipts),
+            bytes=sum(each.bytes for each in receipts),
             probe_tolerance=max(each.probe_tolerance for each in receipts),
             differing=() if lost is None else tuple(differing(sent, lost)[:5]),
             samplers=receipts,

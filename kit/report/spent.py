@@ -13,7 +13,7 @@ from kit.costs import Costs
 from kit.report.scores import study_folder
 from kit.study.results import write_rows
 
-COUNTS = ("completions", "tokens", "trained_tokens", "syncs", "flops", "peak_memory")
+COUNTS = ("completions", "tokens", "trained_tokens", "syncs", "flops", "peak_memory", "sync_bytes")
 PARTS = "seconds/"
 
 
@@ -40,7 +40,7 @@ def read_costs(folder: str | Path) -> dict[str, dict[int, Costs]]:
             for row in csv.DictReader(file):
                 parts = {name: text for name, text in row.items() if name.startswith(PARTS) and text}
                 seconds = {name.removeprefix(PARTS): float(text) for name, text in parts.items()}
-                counts: dict[str, Any] = {name: int(row[name]) if row[name] else None for name in COUNTS}
+                counts: dict[str, Any] = {name: int(row[name]) if row.get(name) else None for name in COUNTS}
                 found.setdefault(row["arm"], {})[int(row["seed"])] = Costs(seconds, **counts)
     return found
 

@@ -89,12 +89,12 @@ def costs_table(costs: Mapping[str, Mapping[int, Costs]]) -> str:
             " / ".join(f"{part:.0f}" for part in parts),
             _large([c.completions for c in known]), _large([c.tokens for c in known]),
             _large([c.trained_tokens for c in known]), _large([c.flops for c in known]),
-            _large([c.peak_memory for c in known], "B"),
+            _large([c.peak_memory for c in known], "B"), _large([c.sync_bytes for c in known], "B"),
         ])  # fmt: skip
     if not rows:
         return "Neither the run directories nor a costs.csv are here: what the runs cost is not known."
     head = ["arm", "runs", "seconds", "generate / train / evaluate", "completions", "tokens", "trained on", "FLOPs",
-            "peak memory"]  # fmt: skip
+            "peak memory", "synced"]  # fmt: skip
     return markdown(head, rows)
 
 

@@ -72,6 +72,16 @@ def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
+def num_bytes(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> int:
+    """Of all tensors once they are cast to `dtype`, those of one memory counted once: what one copy of them moves.
+
+    >>> half = torch.zeros(3, dtype=torch.float16)
+    >>> num_bytes({"a": half, "tied to a": half}), num_bytes({"a": half}, torch.float32)
+    (6, 12)
+    """
+    return sum(tensor.numel() * (dtype or tensor.dtype).itemsize for tensor in distinct(tensors).values())
+
+
 def adapter_checksums(
     tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], dtype: torch.dtype
 ) -> dict[str, str]:

@@ -31,6 +31,7 @@ class Receipt:
         probe_moved: largest change of the sampler's log-probs on that probe through this sync, nats.
         prefix_cache_reset: whether cached keys and values of the old weights were dropped.
         seconds: wall-clock time.
+        bytes: of the weights that were sent; where there are several samplers, to all of them.
         probe_tolerance: largest `probe_parity` that passes: another engine or precision rounds differently.
         differing: up to five tensors that did not arrive as they were sent.
         samplers: where there are several, each one's receipt; this one is then the worst of them.
@@ -46,6 +47,7 @@ class Receipt:
     probe_moved: float
     prefix_cache_reset: bool
     seconds: float
+    bytes: int
     probe_tolerance: float = PROBE_TOLERANCE
     differing: tuple[str, ...] = ()
     samplers: "tuple[Receipt, ...]" = ()

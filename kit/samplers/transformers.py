@@ -16,7 +16,7 @@ from kit.config import Sampling
 from kit.masking import right_pad
 from kit.models.policy import score
 from kit.models.weights import LiveWeights, copy_weights, snapshot, weights_of
-from kit.samplers.checksum import differing, summary, weight_checksums
+from kit.samplers.checksum import differing, num_bytes, summary, weight_checksums
 from kit.samplers.kv_cache import PreallocatedCache
 from kit.samplers.prompts import context_length, end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import Receipt
@@ -60,6 +60,7 @@ class TransformersSampler:
             (after - expected).abs().max().item(), (after - before).abs().max().item(),
             prefix_cache_reset=True,  # no cache outlives a call of `generate`
             seconds=time.perf_counter() - started,
+            bytes=num_bytes(source),
             differing=tuple(differing(sent, held)[:5]),
         )  # fmt: skip
         receipt.check()

@@ -17,7 +17,7 @@ from kit.config import Lora, Sampling
 from kit.models.adapters import PREFIX, adapter_config
 from kit.models.policy import score
 from kit.models.weights import LiveWeights, Snapshot, copy_weights, has_adapter, snapshot, weights_of
-from kit.samplers.checksum import adapter_checksums, differing, summary, weight_checksums
+from kit.samplers.checksum import adapter_checksums, differing, num_bytes, summary, weight_checksums
 from kit.samplers.prompts import context_length, end_tokens, groups_of, prompt_ids, require_fit, seed_of
 from kit.samplers.receipt import PROBE_TOLERANCE, Receipt
 from kit.samplers.sampler import Sampler
@@ -158,6 +158,7 @@ class VLLMSampler:
             0.0 if before is None else _largest_difference(after.logprobs, before.logprobs),
             prefix_cache_reset=after.num_cached_tokens == 0,
             seconds=time.perf_counter() - started,
+            bytes=num_bytes(tensors, self.engine.dtype),
             probe_tolerance=self._tolerance,
             differing=tuple(differing(sent, held)[:5]),
         )  # fmt: skip
