@@ -18,9 +18,9 @@ LAYERS = {
     1: "masking logprobs kl advantages pairing importance offpolicy losses objectives presets sync statistics rewards "
     "rollouts toy preferences winrate ranking selection progress printable differences latency team",
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
-    "export costs memory timing settings controls fork trainer ray_address",
-    3: "run training recipe replay evaluate workload head_to_head study trackers distributed",
-    4: "report plots gap_plots output compare dashboard microscope trl_callback exercises cli",
+    "export costs memory timing settings controls fork trainer ray_address recorded",
+    3: "run training recipe replay evaluate workload head_to_head study trackers distributed faults",
+    4: "report plots gap_plots output compare dashboard microscope trl_callback exercises figures cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300
@@ -40,8 +40,9 @@ OPTIONAL_PACKAGES = {"vllm", "ray", "bitsandbytes", "datasets", "peft", "acceler
 ORACLES = {"trl"}  # for tests only
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "os.system"}
-# A judge's process: whatever a candidate answer raises becomes a message to the pool, which counts and logs it.
-PROCESS_BOUNDARIES = {"kit.rewards.worker"}
+# A judge's process: whatever a candidate answer raises becomes a message to the pool, which counts and logs it. And an
+# exercise: whatever a reader's attempt raises is printed, and the notebook goes on.
+PROCESS_BOUNDARIES = {"kit.rewards.worker", "kit.exercises"}
 NAMELESS = {"utils", "util", "helpers", "common", "misc"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 

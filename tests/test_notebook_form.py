@@ -10,6 +10,7 @@ import re
 import statistics
 import tokenize
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -17,13 +18,27 @@ import papermill
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-REQUIRED = {"00_tour", "05_one_run"}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+MIN_EXERCISES = 3
 MAX_CELL_LINES = 25
 MAX_MEDIAN_LINES = 10
 FORBIDDEN = {
     r"^\s*[!%]\s*(pip|conda|mamba|uv)\b": "installs packages",
     r"\bsys\s*\.\s*path\b|\bfrom sys import path\b": "changes sys.path",
+    r"\bplt\s*\.\s*show\b": "shows a figure without a text: show(figure) of kit.figures",
+}
+# What the kit calls otherwise, in prose: one word for one thing.
+OTHER_WORDS = {
+    r"\bresponses?\b": "completion",
+    r"\b(trajector(y|ies)|episodes?)\b": "rollout",
+    r"\bquer(y|ies)\b": "prompt",
+    r"\b(winners?|losers?) (of the|and|in a) (pairs?|losers?)\b": "chosen, rejected",
+    r"\boff-policyness\b|\basync level\b": "staleness",
+    r"\binference engine\b|\brollout (worker|model)\b|\bbehaviou?r policy\b": "sampler",
+    r"\b(ref policy|reference policy)\b": "reference",
+    r"\blog_probs\b|\blogps\b|\blog probs\b": "log-probs",
+    r"\bnum_generations\b": "group_size",
 }
 
 
@@ -78,7 +93,7 @@ def complaints_about(notebook: nbformat.NotebookNode, stem: str) -> list[str]:
     cells = code_cells(notebook)
     if not cells or notebook.cells[0].cell_type != "markdown":
         return ["expected a title cell first, and code after it"]
-    complaints = []
+    complaints = complaints_about_prose(notebook, stem)
     title = notebook.cells[0].source.splitlines()[0] if notebook.cells[0].source else ""
     if not re.fullmatch(r"# \d\d · \S.*", title) or title[2:4] != stem[:2]:
         complaints.append(f"expected the title `# {stem[:2]} · ...`, got {title!r}")
@@ -100,6 +115,39 @@ def complaints_about(notebook: nbformat.NotebookNode, stem: str) -> list[str]:
             if re.search(pattern, cell.source, re.MULTILINE):
                 complaints.append(f"code cell {number} {what}: kit is installed")
     return complaints
+
+
+def complaints_about_prose(notebook: nbformat.NotebookNode, stem: str) -> list[str]:
+    """What a reader is owed: what for, what is needed, what was shown, exercises, and where to go on."""
+    complaints = []
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    if not re.search(r"^\*\*You will\*\*\n+(- .+\n){3,4}", first, re.MULTILINE) or "\n**Needs** " not in first:
+        complaints.append("expected **You will**, with three or four lines, and **Needs**, in the first cell")
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    if sum("## Recap\n" in text for text in texts) != 1:
+        complaints.append("expected one ## Recap")
+    if not last.startswith("**Next:**") and not last.startswith("This is the last one."):
+        complaints.append("expected **Next:** as the last cell")
+    if len(exercises_of(notebook)) < MIN_EXERCISES or not any(f"solutions/{stem}_solutions.ipynb" in t for t in texts):
+        complaints.append(f"expected {MIN_EXERCISES} exercises with a check, and a link to the solutions")
+    for text in texts:
+        prose = re.sub(r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", text, flags=re.DOTALL)
+        for pattern, word in OTHER_WORDS.items():
+            if found := re.search(pattern, prose, re.IGNORECASE):
+                complaints.append(f"says {found[0]!r}, where the kit says {word}")
+    return complaints
+
+
+def exercises_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Heading of each numbered exercise -> the code below it, where that checks something."""
+    found, heading = {}, ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            match = re.match(r"### \d+ · .+", cell.source)
+            heading = match[0] if match else ""
+        elif heading and re.search(r"^ *check(_answer)?\(", cell.source, re.MULTILINE):
+            found[heading] = cell.source
+    return found
 
 
 def misread_by_papermill(path: Path) -> list[str]:
@@ -133,8 +181,46 @@ def read(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def test_the_notebooks_are_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= REQUIRED
+def test_the_notebooks_are_there_in_order_and_each_names_the_next() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(14)]
+    for path, after in pairwise(NOTEBOOKS):
+        assert f"**Next:** `{after.stem}`" in read(path).cells[-1].source
+
+
+def test_every_notebook_has_its_solutions() -> None:
+    assert [path.stem for path in SOLUTIONS] == [f"{path.stem}_solutions" for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_solutions_solve_each_exercise_and_say_why(path: Path) -> None:
+    stem = path.stem.removesuffix("_solutions")
+    asked, solved = exercises_of(read(ROOT / "notebooks" / f"{stem}.ipynb")), read(path)
+    assert (
+        solved.cells[0].source.startswith(f"# {stem[:2]} · Solutions")
+        and f"](../{stem}.ipynb)" in solved.cells[0].source
+    )
+    assert list(exercises_of(solved)) == list(asked)
+    for heading, code in exercises_of(solved).items():
+        assert "NotImplementedError" not in code and code != asked[heading]
+    assert sum(cell.source.startswith("**Why.** ") for cell in solved.cells) == len(asked)
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in solved.cells)
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS, *SOLUTIONS]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_link_and_every_name_of_a_notebook_resolves(path: Path) -> None:
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [target for target in targets if target and not re.match(r"https?://|mailto:", target)]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+    named = set(re.findall(r"`(\d\d_[a-z_]+)`", text))
+    assert named <= {path.stem for path in NOTEBOOKS}
+    studies = set(re.findall(r"`(papermill_runs/[a-z_]+)", text))
+    assert [study for study in studies if not (ROOT / study).exists() and study != "papermill_runs/tour"] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -154,9 +240,15 @@ def test_papermill_reads_the_parameters_as_they_are_meant(path: Path) -> None:
 
 def sample() -> nbformat.NotebookNode:
     """A small notebook without a fault."""
-    parameters = nbformat.v4.new_code_cell("seed: int = 0  # of the run\nname = None  # type: str|None  of the run")
+    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    parameters = code("seed: int = 0  # of the run\nname = None  # type: str|None  of the run")
     parameters.metadata["tags"] = ["parameters"]
-    cells = [nbformat.v4.new_markdown_cell("# 07 · A title"), parameters, nbformat.v4.new_code_cell("import kit")]
+    title = "# 07 · A title\n\n**You will**\n- see;\n- hear;\n- feel.\n\n**Needs** `06_other`."
+    cells = [text(title), parameters, code("import kit"), text("## Recap\n- It was so.")]
+    cells.append(text("## Exercises\n\n[Solutions](solutions/07_sample_solutions.ipynb)"))
+    for number in (1, 2, 3):
+        cells += [text(f"### {number} · A title\n\nWhat?"), code("answer = None\ncheck_answer(answer, 1)")]
+    cells.append(text("**Next:** `08_other`"))
     return nbformat.v4.new_notebook(
         cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     )
@@ -166,10 +258,25 @@ def test_sample_has_no_fault() -> None:
     assert complaints_about(sample(), "07_sample") == []
 
 
+def replaced(notebook: nbformat.NotebookNode, at: int, old: str, new: str) -> None:
+    assert old in notebook.cells[at].source
+    notebook.cells[at].source = notebook.cells[at].source.replace(old, new)
+
+
 FAULTS = {
     "no title": lambda n: n.cells.pop(0),
-    "a title with another number": lambda n: n.cells[0].update(source="# 08 · A title"),
-    "a title without a number": lambda n: n.cells[0].update(source="# A title"),
+    "a title with another number": lambda n: replaced(n, 0, "# 07", "# 08"),
+    "a title without a number": lambda n: replaced(n, 0, "# 07 ·", "#"),
+    "no promise": lambda n: replaced(n, 0, "**You will**", "You will"),
+    "a promise of two lines": lambda n: replaced(n, 0, "- hear;\n", ""),
+    "no needs": lambda n: replaced(n, 0, "**Needs**", "Needs"),
+    "no recap": lambda n: replaced(n, 3, "## Recap", "## What was shown"),
+    "two exercises": lambda n: n.cells.pop(-3) and n.cells.pop(-2),
+    "an exercise without a check": lambda n: replaced(n, -2, "check_answer(answer, 1)", "answer == 1"),
+    "no link to the solutions": lambda n: replaced(n, 4, "07_sample_solutions", "08_other_solutions"),
+    "nothing next": lambda n: n.cells.pop(),
+    "another word": lambda n: replaced(n, 3, "It was so.", "A response of the policy."),
+    "a figure without a text": lambda n: replaced(n, 2, "import kit", "plt.show()"),
     "an untagged parameters cell": lambda n: n.cells[1].metadata.update(tags=[]),
     "a second parameters cell": lambda n: n.cells[2].metadata.update(tags=["parameters"]),
     "an empty parameters cell": lambda n: n.cells[1].update(source=""),
@@ -183,10 +290,8 @@ FAULTS = {
     "a parameter over two lines": lambda n: n.cells[1].update(source="seed: int = (  # of\n  0)  # the run"),
     "an import among the parameters": lambda n: n.cells[1].update(source="import kit  # the library"),
     "a comment line among the parameters": lambda n: n.cells[1].update(source="# sizes\nseed: int = 0  # of the run"),
-    "a long cell": lambda n: n.cells.extend(
-        nbformat.v4.new_code_cell("x = 1\n" * k) for k in (1, 1, MAX_CELL_LINES + 1)
-    ),
-    "long cells throughout": lambda n: n.cells.extend(nbformat.v4.new_code_cell("x = 1\n" * 11) for _ in range(3)),
+    "a long cell": lambda n: n.cells.insert(2, nbformat.v4.new_code_cell("x = 1\n" * (MAX_CELL_LINES + 1))),
+    "long cells throughout": lambda n: [n.cells.insert(2, nbformat.v4.new_code_cell("x = 1\n" * 11)) for _ in range(6)],
     "a stored count": lambda n: n.cells[2].update(execution_count=1),
     "a stored output": lambda n: n.cells[2].outputs.append(nbformat.v4.new_output("stream", text="1")),
     "an installation": lambda n: n.cells[2].update(source="import kit\n!pip install kit"),
