@@ -34,7 +34,8 @@ def description(figure: Figure) -> str:
     'Figure. accuracy against optimizer step: s = 1 from 0.4 to 0.7, highest 0.9.'
     >>> plt.close(figure)
     """
-    panels = [ax for ax in figure.axes if ax.axison and (ax.lines or ax.containers or ax.collections or ax.images)]
+    shown = [ax for ax in figure.axes if ax.axison and ax.get_label() != "<colorbar>"]
+    panels = [ax for ax in shown if ax.lines or ax.containers or ax.collections or ax.images]
     heading = figure.get_suptitle() or "Figure"
     if len(panels) > 1:
         heading += f", {len(panels)} panels"

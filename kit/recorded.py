@@ -30,7 +30,8 @@ def keep(run_dir: Path, target: Path, completions: Sequence[str] = ()) -> None:
         raise RunDirectoryError(f"expected a run directory, with a config.json, came {run_dir}")
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        shutil.copy(run_dir / name, target / name)
+        if (run_dir / name).is_file():  # an offline run has no receipts
+            shutil.copy(run_dir / name, target / name)
     records = read_jsonl(run_dir / "metrics.jsonl")
     plain = [{name: value for name, value in r.items() if not name.startswith(MEASURED)} for r in records]
     (target / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in plain))

@@ -20,7 +20,7 @@ LAYERS = {
     2: "tasks models samplers reference learner gap combinations interrupt columns recording runlog checkpoint doctor "
     "export costs memory timing settings controls fork trainer ray_address recorded",
     3: "run training recipe replay evaluate workload head_to_head study trackers distributed faults",
-    4: "report plots gap_plots output compare dashboard microscope trl_callback exercises figures cli",
+    4: "report plots gap_plots output compare dashboard microscope trl_callback exercises answers figures cli",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 MAX_FILE_LINES = 300

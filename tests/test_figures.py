@@ -32,7 +32,7 @@ def test_bars_points_and_maps() -> None:
     axes[0].bar([0, 1], [2.0, 5.0], label="cost")
     axes[1].barh([0, 1], [3.0, 4.0])
     axes[2].scatter([0, 1, 2], [1, 2, 3], label="a run")
-    axes[3].imshow(np.array([[0.0, 0.5, 1.0], [1.0, 1.0, -1.0]]))
+    figure.colorbar(axes[3].imshow(np.array([[0.0, 0.5, 1.0], [1.0, 1.0, -1.0]])))
     axes[0].set(ylabel="seconds")
     figure.suptitle("All kinds")
     assert description(figure) == (

@@ -321,3 +321,23 @@ def test_what_papermill_misreads_is_noticed(why: str, tmp_path: Path) -> None:
     notebook.cells[1].source = MISREAD[why]
     nbformat.write(notebook, tmp_path / "07_sample.ipynb")
     assert len(misread_by_papermill(tmp_path / "07_sample.ipynb")) == 1
+
+
+def test_the_glossary_s_words_are_in_the_notebooks_that_it_names() -> None:
+    rows = [
+        line.strip("|").split("|")
+        for line in (ROOT / "docs" / "glossary.md").read_text().partition("|---|---|---|")[2].splitlines()
+    ]
+    table = [[cell.strip() for cell in row] for row in rows if len(row) >= 3]
+    assert len(table) > 40
+    missing = []
+    for row in table:
+        words, places = row[0], re.findall(r"`(\d\d_[a-z_]+)`", row[-1])
+        assert places, f"{words}: no notebook"
+        for place in places:
+            cells = read(ROOT / "notebooks" / f"{place}.ipynb").cells
+            text = " ".join(cell.source for cell in cells).lower()
+            names = [word.strip("` ").lower() for word in words.split(",")]
+            if not any(re.search(rf"\b{re.escape(name.partition('(')[0])}", text) for name in names):
+                missing.append((words, place))
+    assert missing == []

@@ -9,6 +9,7 @@ from kit.plots import Curve
 from kit.recorded import keep, main
 from kit.run import Run
 from kit.runlog import RunDirectoryError
+from kit.sync import Never
 from tests.conftest import untimed
 
 
@@ -30,6 +31,9 @@ def test_a_recorded_run_draws_what_the_run_draws(start: Callable[..., Run], tmp_
 
 
 def test_completions_are_kept_on_demand(start: Callable[..., Run], tmp_path: Path) -> None:
+    start(tmp_path / "offline", max_steps=2, sync=Never()).finish()
+    keep(tmp_path / "offline", tmp_path / "kept offline")
+    assert files(tmp_path / "kept offline") == ["config.json", "events.jsonl", "metrics.jsonl"]  # it never synced
     start(tmp_path / "run", max_steps=2).finish()
     keep(tmp_path / "run", tmp_path / "kept")
     keep(tmp_path / "run", tmp_path / "kept")  # again: nothing is in the way
