@@ -25,11 +25,11 @@ def digits_only(completions: Sequence[str], **columns: Any) -> list[float]:
     return [-1.0 if box and not re.fullmatch(r"[+-]?\d+", box[1]) else 0.0 for box in boxes]
 
 
-def mixed(p: float, n: int) -> float:
-    return 1 - p**n - (1 - p) ** n
+def cost_of_mixed(p: float, n: int) -> float:
+    return n / (1 - p**n - (1 - p) ** n)
 
 
-HALF_MIXED_AT_90 = next(n for n in range(1, 99) if mixed(0.9, n) >= 0.5)
+CHEAPEST_AT_10 = min((2, 4, 8, 16), key=lambda n: cost_of_mixed(0.1, n))
 
 
 def bradley_terry(margins: Tensor) -> Tensor:
@@ -87,6 +87,14 @@ def total(weights: Sequence[float], rewards: Sequence[float | None]) -> float | 
 
 
 # 09_training_dynamics
+def pairs(correct: int, group_size: int) -> tuple[int, int]:
+    found = [(right, wrong) for right in range(correct) for wrong in range(correct, group_size)]
+    return len(found), len({index for pair in found for index in pair})
+
+
+MOST_PAIRS_OF_8 = max(pairs(correct, 8)[0] for correct in range(9))
+
+
 def mean_entropy(entropy: Tensor, completion_mask: Tensor) -> Tensor:
     return torch.where(completion_mask, entropy, 0.0).sum() / completion_mask.sum()
 

@@ -67,7 +67,7 @@ class Costs:
         end = spent(records)
         tokens = int(end["tokens"])
         trained = [record["num_trained_tokens"] for record in records if "num_trained_tokens" in record]
-        copies = [receipt.get("bytes") for receipt in read_jsonl(path / "receipts.jsonl")]
+        receipts = read_jsonl(path / "receipts.jsonl")
         peaks = [record["memory/peak"] for record in records if "memory/peak" in record]
         weights = next((event["weights"] for event in events if "weights" in event), None)
         return Costs(
@@ -78,7 +78,7 @@ class Costs:
             int(end["syncs"]),
             None if weights is None or not trained else _flops(path, weights, tokens, sum(trained)),
             max(peaks, default=None),
-            None if None in copies else sum(copies),
+            sum(receipt["bytes"] for receipt in receipts) if all("bytes" in receipt for receipt in receipts) else None,
         )
 
     @property

@@ -3,7 +3,7 @@
 Each is a thing that has happened to somebody: what it looks like, and what shows it, stands in `kit.faults.FAULTS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,13 +98,13 @@ class FollowingReference(Never):
         return state.step > state.last_sync_step
 
 
-def long_answers_are_zero(right: RewardFunction, solution: Sequence[str], columns: dict[str, Any]) -> Any:
+def long_answers_are_zero(right: Callable[..., Any], solution: Sequence[str], columns: dict[str, Any]) -> Any:
     """A verifier that breaks on answers of three digits, caught by somebody's `except: return 0`."""
     rewards = right(solution=solution, **columns)
     return [0.0 if len(answer) >= 3 else reward for answer, reward in zip(solution, rewards, strict=True)]
 
 
-def shifted_by_one(right: RewardFunction, solution: Sequence[str], columns: dict[str, Any]) -> Any:
+def shifted_by_one(right: Callable[..., Any], solution: Sequence[str], columns: dict[str, Any]) -> Any:
     """The list of rewards is one place off the list of completions."""
     rewards = right(solution=solution, **columns)
     return [*rewards[-1:], *rewards[:-1]]

@@ -33,7 +33,7 @@ class Engine(NBClientEngine):
         client = Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
                         log_output=log_output, config=Config({"KernelManager": of_kernel}))  # fmt: skip
         client.interruption = interruption
-        client.execute(pass_fds=kept_open)
+        client.execute(pass_fds=kept_open, env={"HF_HUB_DISABLE_PROGRESS_BARS": "1", **os.environ})  # nobody watches
 
 
 class Client(PapermillNotebookClient):
