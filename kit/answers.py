@@ -37,7 +37,7 @@ def bradley_terry(margins: Tensor) -> Tensor:
 
 
 # 02_dpo_loss
-NATS_TO_A_TENTH = math.log(9) / 0.1
+NATS_TO_A_HUNDREDTH = math.log(99) / 0.1
 
 
 # 03_grpo_loss

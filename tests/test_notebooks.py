@@ -31,7 +31,7 @@ PARAMETERS = {
     "10_one_gpu.ipynb": SMALL | {"sync_interval": 1},
     "11_full_run.ipynb": SMALL | {"trainers": 1, "samplers": 1, "kill_at": None},
     "12_scorecard.ipynb": {"problems": 8},
-    "13_bug_hunt.ipynb": {"num_seeds": 2},
+    "13_bug_hunt.ipynb": SMALL | {"recorded": False, "num_seeds": 2},
 }
 
 
@@ -86,7 +86,9 @@ def test_bad_parameters_stop_the_notebook_before_any_work(bad: dict[str, object]
     assert not out_dir.exists()
 
 
-@pytest.mark.parametrize("name", ["00_tour.ipynb", "07_non_verifiable.ipynb", "08_multi_task.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["00_tour.ipynb", "07_non_verifiable.ipynb", "08_multi_task.ipynb", "13_bug_hunt.ipynb"]
+)
 def test_recorded_runs_are_shown_without_training(name: str, tmp_path: Path) -> None:
     sizes = {key: value for key, value in PARAMETERS[name].items() if key == "num_threads"}
     given = sizes | {"recorded": True, "out_dir": str(tmp_path / "runs")}

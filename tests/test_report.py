@@ -119,6 +119,7 @@ def test_costs_are_read_without_the_study(tmp_path: Path) -> None:
     head = "arm,seed,completions,tokens,trained_tokens,syncs,flops,peak_memory,seconds/generate,seconds/train"
     (tmp_path / "costs.csv").write_text(f"{head}\none,3,64,900,300,4,1000,,2.5,1.5\n")
     assert read_costs(tmp_path) == {"one": {3: Costs({"generate": 2.5, "train": 1.5}, 64, 900, 300, 4, 1000, None)}}
+    assert "synced" not in costs_table(read_costs(tmp_path))  # nor an empty column for what nobody recorded
 
 
 def test_a_study_is_found_from_any_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

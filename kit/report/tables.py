@@ -91,11 +91,13 @@ def costs_table(costs: Mapping[str, Mapping[int, Costs]]) -> str:
             _large([c.trained_tokens for c in known]), _large([c.flops for c in known]),
             _large([c.peak_memory for c in known], "B"), _large([c.sync_bytes for c in known], "B"),
         ])  # fmt: skip
+    if all(row[-1] == ABSENT for row in rows):  # runs of before did not record it
+        rows = [row[:-1] for row in rows]
     if not rows:
         return "Neither the run directories nor a costs.csv are here: what the runs cost is not known."
     head = ["arm", "runs", "seconds", "generate / train / evaluate", "completions", "tokens", "trained on", "FLOPs",
             "peak memory", "synced"]  # fmt: skip
-    return markdown(head, rows)
+    return markdown(head[: len(rows[0])], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
