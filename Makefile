@@ -23,6 +23,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
+COURSE := $(VENV)/.installed-course
 VLLM_VENV := .venv-vllm
 VLLM_PY := $(VLLM_VENV)/bin/python
 VLLM := $(VLLM_VENV)/.installed
@@ -65,6 +66,10 @@ $(DEV): $(BASE)
 	$(call stage,installing the development tools,$(PIP_INSTALL) -e '.[dev]')
 	@touch $@
 
+$(COURSE): $(BASE)
+	$(call stage,installing what single notebooks need,$(PIP_INSTALL) -e '.[course]')
+	@touch $@
+
 # $(call on_top,environment): makes one that sees .venv's packages (the same torch, the same versions) and can have others.
 define on_top
 $(call stage,making $(1) on top of $(VENV),$(PY) -m venv --clear $(1) && \
@@ -99,7 +104,7 @@ lint: $(DEV)
 	$(call stage,ruff format,$(PY) -m ruff format --check .)
 	$(call stage,pyright,$(PY) -m pyright)
 
-lab: $(BASE)
+lab: $(COURSE)
 	$(PY) -m jupyter lab --notebook-dir=notebooks
 
 bench: $(DEV)

@@ -31,6 +31,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 USED_ELSEWHERE = {
     "jupyterlab": ("Makefile", "jupyter lab"),
     "ipywidgets": ("pyproject.toml", "# tqdm, which transformers imports, warns"),
+    "pandas": ("notebooks/13_bug_hunt.ipynb", '"import pandas as pd'),
     "ipykernel": ("notebooks/00_tour.ipynb", '"name": "python3"'),  # the kernel that every notebook asks for
 }
 HEAVY = {"torch", "transformers", "vllm", "ray", "bitsandbytes", "datasets", "peft", "accelerate", "trl", "math_verify"}
@@ -203,3 +204,15 @@ def test_import_kit_loads_nothing_heavy() -> None:
     loaded = set(json.loads(finished.stdout))
     assert "kit" in loaded
     assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_imports_what_its_reader_has(path: Path) -> None:
+    """The base is there after `make demo`; what the extra `course` adds after `make lab`, and the notebook says so."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
+    distributions = packages_distributions()
+    found = {name.partition(".")[0] for name, _, _ in imports_of(code)} - sys.stdlib_module_names - {"kit"}
+    packages = {canonicalize_name(distributions[name][0]) for name in found}
+    assert packages <= BASE.keys() | EXTRAS["course"].keys()
+    assert packages <= BASE.keys() or "the extra `course`" in "".join(cells[0]["source"])
