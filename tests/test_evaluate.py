@@ -37,7 +37,7 @@ class CannedSampler:
     version: int = 0
 
     def sync(self, policy: PreTrainedModel, version: int, *, step: int) -> Receipt:
-        raise NotImplementedError
+        raise AssertionError("an evaluation syncs nothing")
 
     def generate(
         self, prompts: Sequence[Prompt], group_size: int, *, seed: tuple[int, ...], sampling: Sampling

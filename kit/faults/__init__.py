@@ -66,7 +66,7 @@ def _sampler(wrong: SamplerFactory) -> Callable[[Parts], Parts]:
     return lambda parts: replace(parts, sampler=wrong)
 
 
-def _rewards(wrong: Callable[..., object]) -> Callable[[Parts], Parts]:
+def _rewards(wrong: Callable[..., list[float]]) -> Callable[[Parts], Parts]:
     return lambda parts: replace(parts, task=broken.Misjudged(parts.task, wrong))
 
 

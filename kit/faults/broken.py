@@ -1,11 +1,11 @@
 """Parts of a run with one realistic fault each. They carry the names of the right ones, as a bug does.
 
-Each is a thing that has happened to somebody: what it looks like, and what shows it, stands in `kit.faults.FAULTS`.
+What each is, and what shows it, stands in `kit.faults.FAULTS`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -25,6 +25,16 @@ from kit.types import Group, Prompt, Rollout
 TOP_P = 0.8  # of the sampler whose truncation was left on
 
 
+Broken = TypeVar("Broken", bound=type)
+
+
+def _disguised(broken: Broken) -> Broken:
+    """Named as what it is taken for: that is what a run writes down."""
+    broken.__name__ = broken.__bases__[0].__name__
+    return broken
+
+
+@_disguised
 class InvertedClip(PPOClip):
     """The better of ratio and clipped ratio where the advantage is negative: `max` for `min`."""
 
@@ -36,6 +46,7 @@ class InvertedClip(PPOClip):
         return right._replace(loss=torch.where(tokens.advantages < 0, wrong, right.loss))
 
 
+@_disguised
 class GradientThroughWeight(TIS):
     """The weight is not detached: where log pi is below -1, the gradient has the wrong sign."""
 
@@ -49,11 +60,18 @@ def reversed_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Ten
     return k3(ref_logprobs, logprobs)
 
 
+reversed_k3.__name__ = k3.__name__
+
+
 def negated_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """The sign of the loss is wrong: to be far from the reference is what pays."""
     return -k3(logprobs, ref_logprobs)
 
 
+negated_k3.__name__ = k3.__name__
+
+
+@_disguised
 class DroppedSync(TransformersSampler):
     """Its weights are what they were, whatever it is sent, and nobody reads its receipts."""
 
@@ -65,6 +83,7 @@ class DroppedSync(TransformersSampler):
         return replace(receipt, sampler_digest=held, probe_parity=receipt.probe_moved, probe_moved=0.0)
 
 
+@_disguised
 class TruncationLeftOn(TransformersSampler):
     """Samples from the most likely tokens only, as an engine's defaults may have it."""
 
@@ -74,6 +93,7 @@ class TruncationLeftOn(TransformersSampler):
         return super().generate(prompts, group_size, seed=seed, sampling=replace(sampling, top_p=TOP_P))
 
 
+@_disguised
 class EndTokenMasked(TransformersSampler):
     """The mask is one token short: the end of a completion is never trained on."""
 
@@ -91,6 +111,7 @@ def _without_end(rollout: Rollout) -> Rollout:
     return replace(rollout, **{name: getattr(rollout, name)[:-1] for name in rows})
 
 
+@_disguised
 class FollowingReference(Never):
     """Says never, and is due at every step."""
 
@@ -98,13 +119,13 @@ class FollowingReference(Never):
         return state.step > state.last_sync_step
 
 
-def long_answers_are_zero(right: Callable[..., Any], solution: Sequence[str], columns: dict[str, Any]) -> Any:
+def long_answers_are_zero(right: Callable[..., Any], solution: Sequence[str], columns: dict[str, Any]) -> list[float]:
     """A verifier that breaks on answers of three digits, caught by somebody's `except: return 0`."""
     rewards = right(solution=solution, **columns)
     return [0.0 if len(answer) >= 3 else reward for answer, reward in zip(solution, rewards, strict=True)]
 
 
-def shifted_by_one(right: Callable[..., Any], solution: Sequence[str], columns: dict[str, Any]) -> Any:
+def shifted_by_one(right: Callable[..., Any], solution: Sequence[str], columns: dict[str, Any]) -> list[float]:
     """The list of rewards is one place off the list of completions."""
     rewards = right(solution=solution, **columns)
     return [*rewards[-1:], *rewards[:-1]]
@@ -115,7 +136,7 @@ class Misjudged:
     """A task whose reward function went through `wrong`."""
 
     task: Task
-    wrong: Any
+    wrong: Callable[[Callable[..., Any], Sequence[str], dict[str, Any]], list[float]]
 
     @property
     def name(self) -> str:
@@ -143,9 +164,3 @@ def _named_as(right: Any, wrong: Any) -> RewardFunction:
 
     judged.__name__ = getattr(right, "__name__", type(right).__name__)
     return judged
-
-
-for broken in (InvertedClip, GradientThroughWeight, DroppedSync, TruncationLeftOn, EndTokenMasked, FollowingReference):
-    broken.__name__ = broken.__bases__[0].__name__
-for wrong in (reversed_k3, negated_k3):
-    wrong.__name__ = "k3"
